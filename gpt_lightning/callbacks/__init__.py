@@ -1,0 +1,1 @@
+"""What watches or steers a run, one thing per callback."""

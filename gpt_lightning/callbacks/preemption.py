@@ -1,0 +1,67 @@
+"""SIGTERM and SIGINT finish the step, save, and exit with 143 or 130; a second signal stops at once.
+
+Lightning alone ends with exit code 0 and no checkpoint on SIGTERM. It also synchronises a flag at every micro-step on
+several ranks; ours is agreed on once per `log_every_n_steps` steps.
+"""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Preempted(SystemExit):
+    """The run was asked to stop and has saved its state; exits with 128 + the signal's number."""
+
+
+class Preemption(Callback):
+    """Save to `checkpoint` and leave at the end of the step in which a signal came."""
+
+    def __init__(self, checkpoint: Path):
+        self.checkpoint = checkpoint
+        self._signal = 0
+        self._step = 0
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
+            # after Lightning has put its own there
+            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:  # in the middle of an accumulated step
+            return
+        self._step = trainer.global_step
+        number = self._agreed(trainer)
+        if number:
+            trainer.save_checkpoint(self.checkpoint)
+            raise Preempted(128 + number)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:
+            os._exit(128 + number)
+        self._signal = number
+
+    def _agreed(self, trainer: Trainer) -> int:
+        if trainer.world_size == 1:
+            return self._signal
+        if self._step % trainer.log_every_n_steps:
+            return 0
+        flag = torch.tensor(self._signal, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return int(flag.item())

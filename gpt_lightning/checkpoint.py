@@ -1,0 +1,166 @@
+"""Checkpoints that are whole or absent, and loading that never runs code.
+
+A checkpoint is written to a temporary file in its own folder, flushed to the disk, and renamed over the old one; a
+kill at any moment leaves the old or the new one. Beside it, `NAME.sha256` holds the digests of the new and of the
+previous file, written before the rename, so that whichever of the two is found is known. A flipped bit loads
+silently in torch; here it is found before loading. Files are read with `weights_only=True` alone: tensors and plain
+values, no code. checkpoint_io.py gives this to Lightning; here is no Lightning, so that `generate` starts fast.
+"""
+
+import hashlib
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt_lightning.model.gpt import GPT, GPTConfig
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Write a checkpoint and its digest. Raises OSError naming path and bytes, with the old file still whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in path.parent.glob(f".{path.name}.*.tmp"):
+        left_over.unlink()
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        _write_digests(path, [_sha256(temporary), *_digests(path)[:1]])
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        written = temporary.stat().st_size if temporary.exists() else 0
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"could not write {path} (stopped after {written} bytes): {error}; free some disk space"
+        ) from error
+
+
+def remove_checkpoint(path: str | Path) -> None:
+    """Remove a checkpoint and its digest."""
+    Path(path).unlink(missing_ok=True)
+    _digest_file(Path(path)).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Contents of a checkpoint on the CPU. Raises ValueError when it is damaged or holds anything but data."""
+    path = Path(path)
+    verify_checkpoint(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, with pages of advice to load it unsafely
+        raise ValueError(f"{path} is not a checkpoint of tensors and plain values; it was not loaded") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} has no state_dict; expected a checkpoint written by gpt-lightning")
+    return checkpoint
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Raise ValueError unless the file is byte for byte what was saved."""
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}")
+    expected = _digests(path)
+    if not expected:
+        raise ValueError(f"{_digest_file(path)} is missing: {path.name} cannot be checked; copy both files together")
+    found = _sha256(path)
+    if found not in expected:
+        raise ValueError(f"{path} is damaged: sha256 {found[:12]}…, expected {expected[0][:12]}…")
+
+
+def gpt_config_to_dict(config: GPTConfig) -> dict[str, Any]:
+    """The architecture as plain values, which a checkpoint may hold."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+
+
+def gpt_config_from_dict(values: dict[str, Any]) -> GPTConfig:
+    """The inverse of `gpt_config_to_dict`. Raises ValueError for values that are no architecture."""
+    unknown = sorted(set(values) - {field.name for field in fields(GPTConfig)})
+    if unknown:
+        raise ValueError(f"unknown architecture settings {', '.join(unknown)}; the checkpoint is from a newer version")
+    return GPTConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def check_same_model(checkpoint: dict[str, Any], config: GPTConfig) -> None:
+    """Raise ValueError naming each setting in which the checkpoint's architecture differs from `config`."""
+    if "gpt_config" not in checkpoint:
+        raise ValueError("the checkpoint has no gpt_config; expected one written by gpt-lightning")
+    here = gpt_config_to_dict(config)
+    differing = [
+        f"{key} {value} (here {here.get(key)})"
+        for key, value in checkpoint["gpt_config"].items()
+        if here.get(key) != value and key not in ("dropout", "init_std")  # no effect on the shape or function
+    ]
+    if differing:
+        raise ValueError(f"the checkpoint has another architecture: {', '.join(differing)}")
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint file meant by `path`: itself, or a run folder's best one, else its last."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / "checkpoints" / name).is_file():
+            return path / "checkpoints" / name
+    raise ValueError(f"no checkpoint in {path}; expected a run folder with checkpoints/, or a .ckpt file")
+
+
+def gpt_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights of the GPT inside a checkpoint of a GPTModule."""
+    return {
+        key.removeprefix("gpt."): value for key, value in checkpoint["state_dict"].items() if key.startswith("gpt.")
+    }
+
+
+def load_gpt(path: str | Path) -> GPT:
+    """The GPT of a run folder or checkpoint, with its weights, in eval mode on the CPU."""
+    checkpoint = read_checkpoint(find_checkpoint(path))
+    if "gpt_config" not in checkpoint:
+        raise ValueError(f"{path} has no gpt_config; expected a checkpoint written by gpt-lightning")
+    with torch.device("meta"):
+        gpt = GPT(gpt_config_from_dict(checkpoint["gpt_config"]))
+    gpt.load_state_dict(gpt_state(checkpoint), assign=True)
+    return gpt.requires_grad_().eval()
+
+
+def load_gpt_weights(gpt: GPT, path: str | Path) -> None:
+    """Copy the weights of a run folder or checkpoint into `gpt`. Raises ValueError when the shapes differ."""
+    checkpoint = read_checkpoint(find_checkpoint(path))
+    check_same_model(checkpoint, gpt.config)
+    gpt.load_state_dict(gpt_state(checkpoint))
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _digests(path: Path) -> list[str]:
+    file = _digest_file(path)
+    return file.read_text(encoding="ascii").split() if file.is_file() else []
+
+
+def _write_digests(path: Path, digests: list[str]) -> None:
+    temporary = path.parent / f".{path.name}.sha256.tmp"
+    with temporary.open("w", encoding="ascii") as file:
+        file.write("\n".join(digests) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, _digest_file(path))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,59 @@
+"""`gpt-lightning VERB`: a table from verb to function, imported when used, so that --help answers at once."""
+
+import importlib
+import sys
+from collections.abc import Callable
+
+VERBS = {
+    "prepare": ("gpt_lightning.data.prepare:main", "text -> tokenizer, token shards and manifest"),
+    "fit": ("gpt_lightning.train:fit_main", "train a model: one run, one folder"),
+    "validate": ("gpt_lightning.train:validate_main", "score a run's checkpoint on the validation split"),
+    "test": ("gpt_lightning.train:test_main", "score a run's checkpoint on the test split"),
+    "predict": ("gpt_lightning.train:predict_main", "write the loss of every validation sequence"),
+    "generate": ("gpt_lightning.generator:main", "write text with a run, a checkpoint or a Hugging Face folder"),
+    "export": ("gpt_lightning.convert:export_main", "run -> folder that Hugging Face transformers opens"),
+    "import": ("gpt_lightning.convert:import_main", "Hugging Face GPT-2 folder -> run folder"),
+}
+
+
+def usage() -> str:
+    """The page that --help prints."""
+    lines = [f"  {verb:10s}{text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: gpt-lightning VERB [options]        gpt-lightning VERB --help",
+            "",
+            "Train and tune GPT-3-style language models with PyTorch Lightning.",
+            "",
+            *lines,
+            "",
+            "first run:  gpt-lightning fit --config configs/quickstart.yaml",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; what the user can mend is one line on stderr and exit code 2, never a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    verb, *options = arguments
+    if verb not in VERBS:
+        return _fail(f"unknown verb {verb!r}; expected one of {', '.join(VERBS)}")
+    try:
+        return _function(VERBS[verb][0])(options)
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _function(target: str) -> Callable[[list[str]], int]:
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2

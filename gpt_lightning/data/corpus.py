@@ -1,0 +1,180 @@
+"""A corpus on disk, opened for reading: memory maps, document ends, vocabulary, and the checks that go with them.
+
+    corpus/  manifest.json   written last: version, dtype, vocabulary, and per shard its counts and checksums
+             tokenizer.json
+             train-00000.bin   raw little-endian uint16 or uint32 ids, each document followed by <|endoftext|>
+             train-00000.idx   uint64 end of each document, in tokens
+             val-00000.bin ...
+
+Opening costs no more than a few file sizes, so it is done every time; it finds a shard that was truncated, padded or
+swapped and a tokenizer that is not the corpus's. `verify` reads everything and finds a single flipped bit.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt_lightning.data import formats
+from gpt_lightning.data.shards import Shard, Split, map_file
+from gpt_lightning.data.tokenizer import Tokenizer
+from gpt_lightning.data.writer import FORMAT, VERSION
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An opened corpus.
+
+    `tokenizer` and `eot_id` are None where a foreign format does not tell them. `fingerprint` is a hex digest of the
+    data itself (shard checksums, vocabulary, tokenizer), equal for byte-identical corpora wherever they lie.
+    """
+
+    path: Path
+    vocab_size: int
+    eot_id: int | None
+    tokenizer: Tokenizer | None
+    fingerprint: str
+    splits: Mapping[str, Split]
+    manifest: Mapping[str, Any]
+
+    def split(self, name: str) -> Split:
+        """Raises ValueError naming the splits that there are."""
+        if name not in self.splits:
+            raise ValueError(f"corpus {self.path} has no split {name!r}; it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+def _expect(path: Path, what: str, expected: object, found: object) -> None:
+    if expected != found:
+        raise ValueError(f"{path}: {what} should be {expected}, found {found}; prepare the corpus again")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the corpus folder `path`. Raises ValueError if it is missing, damaged or of a newer version."""
+    file = path / "manifest.json"
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"{file}: format is {manifest['format']!r}, expected {FORMAT!r}")
+        version = manifest["version"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"{file} is not the manifest of a corpus ({error}); prepare the corpus again") from None
+    if version != VERSION:
+        raise ValueError(f"{file}: format version is {version}, this gpt-lightning reads {VERSION}; upgrade it")
+    return manifest
+
+
+def _open_shard(path: Path, entry: dict[str, Any], dtype: np.dtype, vocab_size: int) -> Shard:
+    bin_path, idx_path = path / f"{entry['name']}.bin", path / f"{entry['name']}.idx"
+    for file, n_bytes in ((bin_path, entry["tokens"] * dtype.itemsize), (idx_path, entry["documents"] * 8)):
+        if not file.is_file():
+            raise ValueError(f"{file} is missing; prepare the corpus again")
+        _expect(file, f"size in bytes ({dtype.name if file is bin_path else 'uint64'})", n_bytes, file.stat().st_size)
+    if entry["max_id"] >= vocab_size:
+        raise ValueError(f"{bin_path}: largest token id is {entry['max_id']}, the vocabulary has {vocab_size}")
+    ends = map_file(idx_path, "<u8")
+    _expect(idx_path, "end of the last document", entry["tokens"], int(ends[-1]) if len(ends) else 0)
+    return Shard(entry["name"], map_file(bin_path, dtype), ends, entry["text_bytes"])
+
+
+def _open_tokenizer(path: Path, manifest: dict[str, Any]) -> Tokenizer:
+    file = path / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(file)
+    _expect(file, "tokenizer sha256", manifest["tokenizer_sha256"], tokenizer.sha256)
+    _expect(file, "vocab_size", manifest["vocab_size"], tokenizer.vocab_size)
+    _expect(file, "id of <|endoftext|>", manifest["eot_id"], tokenizer.eot_id)
+    return tokenizer
+
+
+def _open_prepared(path: Path) -> Corpus:
+    manifest = read_manifest(path)
+    try:
+        if manifest["dtype"] not in ("uint16", "uint32"):
+            raise ValueError(f"{path}: token dtype is {manifest['dtype']!r}, expected uint16 or uint32")
+        dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+        tokenizer = _open_tokenizer(path, manifest)
+        shards: dict[str, list[Shard]] = {}
+        for entry in manifest["shards"]:
+            shards.setdefault(entry["split"], []).append(_open_shard(path, entry, dtype, tokenizer.vocab_size))
+        identity = {key: manifest[key] for key in ("dtype", "vocab_size", "eot_id", "tokenizer_sha256")}
+        identity["shards"] = [[e["name"], e["tokens"], e["bin_sha256"], e["idx_sha256"]] for e in manifest["shards"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}/manifest.json lacks {error}; prepare the corpus again") from None
+    return Corpus(
+        path=path,
+        vocab_size=tokenizer.vocab_size,
+        eot_id=tokenizer.eot_id,
+        tokenizer=tokenizer,
+        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        splits={name: Split(tuple(shards[name])) for name in SPLITS if name in shards},
+        manifest=manifest,
+    )
+
+
+def _open_foreign(path: Path, tokenizer: Path | str | None, val_fraction: float) -> Corpus:
+    shards = formats.open_foreign(path)
+    beside = (path if path.is_dir() else path.parent) / "tokenizer.json"
+    file = tokenizer or (beside if beside.is_file() else None)
+    opened = Tokenizer.from_file(file) if file else None
+    # No tokenizer, no vocabulary: one read of everything, in pieces, finds it.
+    vocab_size = opened.vocab_size if opened else 1 + max(formats.max_id(shard) for shard in shards["train"])
+    if "val" not in shards:
+        shards["train"], shards["val"] = formats.hold_out(shards["train"], val_fraction)
+    return Corpus(
+        path=path,
+        vocab_size=vocab_size,
+        eot_id=opened.eot_id if opened else None,
+        tokenizer=opened,
+        fingerprint=formats.fingerprint(shards),
+        splits={name: Split(tuple(shards[name])) for name in SPLITS if name in shards},
+        manifest={},
+    )
+
+
+def is_corpus(path: Path | str) -> bool:
+    """Whether `path` is token ids (ours or a foreign format) rather than text still to be prepared."""
+    return (Path(path) / "manifest.json").is_file() or formats.is_foreign(Path(path))
+
+
+def open_corpus(path: Path | str, tokenizer: Path | str | None = None, val_fraction: float = 0.01) -> Corpus:
+    """Open a prepared corpus, or token ids of nanoGPT, Megatron or datatrove, without copying.
+
+    Args:
+        path: corpus folder; for foreign formats a folder or a `.bin` or `.ds` file.
+        tokenizer: foreign formats only: the tokenizer.json of the ids. Without it (and without one beside the data)
+            the vocabulary is the largest id + 1, found by reading everything once.
+        val_fraction: foreign formats without a val split: share held out at the end, at a document border.
+
+    Raises ValueError naming the file, what was expected and what was found.
+    """
+    path = Path(path)
+    if (path / "manifest.json").is_file():
+        return _open_prepared(path)
+    if formats.is_foreign(path):
+        return _open_foreign(path, tokenizer, val_fraction)
+    if not path.exists():
+        raise ValueError(f"corpus {path} does not exist; make it with gpt-lightning prepare")
+    raise ValueError(f"{path} is not a corpus (no manifest.json); make one with gpt-lightning prepare")
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path | str) -> Corpus:
+    """Open a prepared corpus and read every byte against its checksums. Raises ValueError naming the bad file."""
+    corpus = open_corpus(path)
+    if not corpus.manifest:
+        raise ValueError(f"{path} carries no checksums to verify; only corpora made by gpt-lightning prepare do")
+    for entry in corpus.manifest["shards"]:
+        for suffix in ("bin", "idx"):
+            file = corpus.path / f"{entry['name']}.{suffix}"
+            _expect(file, "sha256", entry[f"{suffix}_sha256"], _file_sha256(file))
+    return corpus

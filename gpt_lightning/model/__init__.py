@@ -1,0 +1,1 @@
+"""The model, in torch alone: architecture, loss, sampling, counts, Hugging Face weights."""

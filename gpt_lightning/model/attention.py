@@ -1,0 +1,132 @@
+"""Causal self-attention, dense or locally banded, with the key-value cache as an argument.
+
+GPT-3 alternates dense layers with locally banded ones (Brown et al. 2020, section 2.1, after the Sparse
+Transformer, Child et al. 2019, arXiv 1904.10509). The band counts the token itself, as in GPT-Neo:
+
+    band_width 3        key 0 1 2 3 4
+              query 0       x
+                    1       x x
+                    2       x x x
+                    3         x x x
+                    4           x x x
+
+A mask of `None` means causal over all keys, which is the case with the fast kernels. Banded layers cost the
+same as dense ones under scaled_dot_product_attention; FlexAttention skips the blocks outside the band and is
+used on CUDA once the blocks are compiled.
+"""
+
+from functools import lru_cache
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+
+class LayerCache:
+    """Keys and values that one layer has read; a banded layer keeps only what its band can still see."""
+
+    def __init__(self, capacity: int, band_width: int | None):
+        self.capacity = capacity
+        self.band_width = band_width
+        self.length = 0
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (B, H, T, K) keys and values; return all that the new queries may look at, (B, H, S, K)."""
+        self.length += keys.shape[2]
+        if self.band_width is not None:
+            return self._update_band(keys, values, self.band_width)
+        if self.keys is None or self.values is None:
+            B, H, _, K = keys.shape
+            self.keys, self.values = keys.new_empty(2, B, H, self.capacity, K).unbind()
+        start = self.length - keys.shape[2]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def _update_band(self, keys: Tensor, values: Tensor, band_width: int) -> tuple[Tensor, Tensor]:
+        if self.keys is not None and self.values is not None:
+            keys = torch.cat([self.keys, keys], dim=2)
+            values = torch.cat([self.values, values], dim=2)
+        kept = max(keys.shape[2] - (band_width - 1), 0)
+        self.keys, self.values = keys[:, :, kept:], values[:, :, kept:]
+        return keys, values
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, one `LayerCache` per layer.
+
+    n_padding: how many padding tokens stand before each row's first real token, shape (B,), when prompts of
+        unequal length share a batch; None when there are none.
+    """
+
+    def __init__(self, band_widths: list[int | None], capacity: int, n_padding: Int[Tensor, " batch"] | None = None):
+        self.layers = [LayerCache(capacity, band_width) for band_width in band_widths]
+        self.n_padding = n_padding
+
+    @property
+    def length(self) -> int:
+        """Tokens read so far, padding included."""
+        return self.layers[0].length
+
+
+def visible(
+    n_queries: int, n_keys: int, band_width: int | None, n_padding: Tensor | None, device: torch.device
+) -> Bool[Tensor, "#batch 1 query key"]:
+    """True where a query may look at a key, for the last `n_queries` of `n_keys` positions.
+
+    n_padding: (B,) leading keys that are padding. A padding query sees itself, so that no row is empty.
+    """
+    key = torch.arange(n_keys, device=device)
+    query = key[n_keys - n_queries :, None]
+    seen = key <= query
+    if band_width is not None:
+        seen = seen & (query - key < band_width)
+    if n_padding is None:
+        return seen[None, None]
+    real = key >= n_padding[:, None, None]  # (B, 1, S)
+    return ((seen & real) | (key == query))[:, None]
+
+
+@lru_cache(maxsize=8)
+def band_block_mask(n_tokens: int, band_width: int, device: torch.device) -> BlockMask:
+    """The same band as `visible`, as the block mask that FlexAttention skips blocks by."""
+
+    def in_band(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query - key < band_width)
+
+    return create_block_mask(in_band, None, None, n_tokens, n_tokens, device=str(device))
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention with one fused projection for queries, keys and values."""
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float, bias: bool):
+        super().__init__()
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.proj = nn.Linear(d_model, d_model, bias=bias)
+        self.residual_dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time d_model"],
+        mask: Tensor | BlockMask | None = None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch time d_model"]:
+        B, T, D = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
+        if cache is not None:
+            k, v = cache.update(k, v)
+        if isinstance(mask, BlockMask):
+            y = flex_attention(q, k, v, block_mask=mask)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            causal = mask is None and T > 1
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        return self.residual_dropout(self.proj(y.transpose(1, 2).reshape(B, T, D)))

@@ -1,0 +1,75 @@
+"""Parameters and FLOPs as pure functions of GPTConfig, checked against GPT-3's tables.
+
+The counts need no model, so that a 175B row costs nothing to price.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from gpt_lightning.model.gpt import GPTConfig
+
+# Dense bf16 FLOP/s per device, from the vendors' data sheets; the figures for sparse matrices are twice these.
+PEAK_FLOPS = {
+    "B200": 2.25e15,
+    "H200": 9.89e14,
+    "H100 NVL": 8.35e14,
+    "H100 PCIe": 7.56e14,
+    "H100": 9.89e14,
+    "A100": 3.12e14,
+    "L40S": 3.62e14,
+    "L4": 1.21e14,
+    "A10G": 7.0e13,
+    "RTX 4090": 1.65e14,
+    "RTX 3090": 7.1e13,
+}
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of parameters; `embedding` holds tokens and positions, and the readout when it is its own matrix."""
+
+    total: int
+    embedding: int
+
+    @property
+    def non_embedding(self) -> int:
+        """What the scaling laws call N."""
+        return self.total - self.embedding
+
+
+def count_parameters(config: GPTConfig) -> ParameterCounts:
+    """Parameters by formula; with GPT-3's settings V d + T d + L (12 d^2 + 13 d) + 2 d."""
+    D, F = config.d_model, config.d_ff or 4 * config.d_model
+    bias = 1 if config.bias else 0
+    attention = 4 * D * D + bias * 4 * D
+    mlp = 2 * D * F + bias * (F + D)
+    layer_norms = 2 * (1 + bias) * D
+    embedding = (config.vocab_size * (1 if config.tie_embedding else 2) + config.context_length) * D
+    total = embedding + config.n_layers * (attention + mlp + layer_norms) + (1 + bias) * D
+    return ParameterCounts(total, embedding)
+
+
+def flops_per_token(config: GPTConfig) -> float:
+    """FLOPs that training spends per token, forward and backward, in matrix products.
+
+    6 per weight that multiplies (the readout included, position and token look-ups not), and for attention
+    12 x d_model x the mean number of keys that a query sees: causal masks and bands count only what is inside.
+    """
+    D, F = config.d_model, config.d_ff or 4 * config.d_model
+    weights = config.n_layers * (4 * D * D + 2 * D * F) + config.vocab_size * D
+    T = config.context_length
+    keys = 0.0
+    for band_width in config.band_widths():
+        w = min(band_width or T, T)
+        keys += (w * (w + 1) / 2 + (T - w) * w) / T
+    return 6.0 * weights + 12.0 * D * keys
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 FLOP/s of a known GPU, by its name; None for others and for CPUs."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    matches = [peak for key, peak in PEAK_FLOPS.items() if key in name]
+    return matches[0] if matches else None

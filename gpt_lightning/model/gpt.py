@@ -1,0 +1,219 @@
+"""GPT-3 as published (Brown et al. 2020, arXiv 2005.14165, section 2.1): the page to read first.
+
+A decoder-only transformer with learned positions, LayerNorm before each branch, tanh-GELU, biases everywhere,
+a readout tied to the token embedding, and alternating dense and locally banded attention. All defaults are the
+paper's 125M model.
+
+    tokens -> wte + wpe -> [x + attn(ln_1(x)); x + mlp(ln_2(x))] x n_layers -> ln_f -> wte^T -> logits
+
+`forward` has one meaning, tokens to logits. Training takes `hidden_states` and `readout_weight` instead, so that
+the loss runs in chunks and the (B, T, V) logits never exist (model/loss.py).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
+
+from gpt_lightning.model.attention import CausalSelfAttention, KVCache, LayerCache, band_block_mask, visible
+
+Role = Literal["embedding", "hidden", "readout", "vector"]
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The architecture. Raises ValueError where the numbers do not fit together."""
+
+    vocab_size: int = 50257
+    """Token ids the model knows; comes from the corpus."""
+    context_length: int = 2048
+    """Longest sequence in tokens; comes from the data."""
+    n_layers: int = 12
+    """Transformer blocks."""
+    n_heads: int = 12
+    """Attention heads per block; d_model must be a multiple of it."""
+    d_model: int = 768
+    """Width of the residual stream."""
+    d_ff: int | None = None
+    """Width inside the MLP; 4 x d_model when not given."""
+    dropout: float = 0.0
+    """Probability of dropping an activation, in [0, 1)."""
+    bias: bool = True
+    """Biases in the linear layers and LayerNorms, as in GPT-3."""
+    tie_embedding: bool = True
+    """Read out with the token embedding's weights, as in GPT-3."""
+    attention_pattern: tuple[Literal["dense", "banded"], ...] = ("dense",)
+    """Kinds of attention, repeated over the layers; GPT-3 alternates [dense, banded]."""
+    band_width: int = 256
+    """Tokens that a banded layer looks back over, itself included. GPT-3's is unpublished; GPT-Neo's is 256."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights (GPT-2)."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "n_layers", "n_heads", "d_model", "band_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
+                f"nearest d_model: {max(self.d_model // self.n_heads, 1) * self.n_heads} "
+                f"or {(self.d_model // self.n_heads + 1) * self.n_heads}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout}: must be in [0, 1)")
+        if not self.attention_pattern:
+            raise ValueError("attention_pattern is empty; give at least one of dense, banded")
+        if self.d_ff is not None and self.d_ff < 1:
+            raise ValueError(f"d_ff {self.d_ff}: must be at least 1")
+
+    def band_widths(self) -> list[int | None]:
+        """Per layer the band in tokens, or None where attention is dense."""
+        pattern = self.attention_pattern
+        kinds = [pattern[i % len(pattern)] for i in range(self.n_layers)]
+        return [self.band_width if kind == "banded" else None for kind in kinds]
+
+
+class MLP(nn.Module):
+    """Two linear layers around GELU in its tanh form, as GPT-2 and GPT-3 have it."""
+
+    def __init__(self, d_model: int, d_ff: int, dropout: float, bias: bool):
+        super().__init__()
+        self.fc = nn.Linear(d_model, d_ff, bias=bias)
+        self.proj = nn.Linear(d_ff, d_model, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
+        return self.dropout(self.proj(F.gelu(self.fc(x), approximate="tanh")))
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each normalised before and added to the residual stream."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.d_model, bias=config.bias)
+        self.attn = CausalSelfAttention(config.d_model, config.n_heads, config.dropout, config.bias)
+        self.ln_2 = nn.LayerNorm(config.d_model, bias=config.bias)
+        self.mlp = MLP(config.d_model, config.d_ff or 4 * config.d_model, config.dropout, config.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time d_model"],
+        mask: Tensor | BlockMask | None = None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch time d_model"]:
+        x = x + self.attn(self.ln_1(x), mask, cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """The whole model. Built with random weights, or without storage under `torch.device("meta")`."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.flex_attention = False  # set by compile_blocks: FlexAttention is fast only when compiled
+        self.wte = nn.Embedding(config.vocab_size, config.d_model)
+        self.wpe = nn.Embedding(config.context_length, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
+        self.ln_f = nn.LayerNorm(config.d_model, bias=config.bias)
+        self.lm_head = None if config.tie_embedding else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        init_weights(self, config)
+
+    def forward(
+        self, tokens: Int[Tensor, "batch time"], cache: KVCache | None = None
+    ) -> Float[Tensor, "batch time vocab"]:
+        """Logits of the next token at every position."""
+        return F.linear(self.hidden_states(tokens, cache), self.readout_weight)
+
+    def hidden_states(
+        self, tokens: Int[Tensor, "batch time"], cache: KVCache | None = None
+    ) -> Float[Tensor, "batch time d_model"]:
+        """The residual stream after the last LayerNorm; appends `tokens` to `cache` when one is given.
+
+        Raises ValueError when the tokens, with those in the cache, are more than context_length.
+        """
+        past, T = (cache.length if cache else 0), tokens.shape[1]
+        if past + T > self.config.context_length:
+            raise ValueError(f"{past + T} tokens do not fit context_length {self.config.context_length}")
+        positions = torch.arange(past, past + T, device=tokens.device)
+        if cache and cache.n_padding is not None:
+            positions = (positions - cache.n_padding[:, None]).clamp(min=0)
+        x = self.dropout(self.wte(tokens) + self.wpe(positions))
+        masks = self._masks(T, cache, tokens.device)
+        for i, (block, band_width) in enumerate(zip(self.blocks, self.config.band_widths(), strict=True)):
+            x = block(x, masks[band_width], cache.layers[i] if cache else None)
+        return self.ln_f(x)
+
+    @property
+    def readout_weight(self) -> Float[Tensor, "vocab d_model"]:
+        """The matrix that turns hidden states into logits: the token embedding when tied."""
+        return self.wte.weight if self.lm_head is None else self.lm_head.weight
+
+    def new_cache(self, n_padding: Int[Tensor, " batch"] | None = None) -> KVCache:
+        """An empty key-value cache for `hidden_states` and `forward`."""
+        return KVCache(self.config.band_widths(), self.config.context_length, n_padding)
+
+    def compile_blocks(self) -> None:
+        """Compile each block in place: one compilation serves all layers and parameter names stay clean."""
+        self.flex_attention = self.config.dropout == 0  # FlexAttention has no dropout
+        for block in self.blocks:
+            block.compile()
+
+    def roles(self) -> dict[str, Role]:
+        """Role of every parameter by name, for the initialisation and the optimizer's groups."""
+        return {name: _role(name, parameter) for name, parameter in self.named_parameters()}
+
+    def _masks(
+        self, n_queries: int, cache: KVCache | None, device: torch.device
+    ) -> dict[int | None, Tensor | BlockMask | None]:
+        """One mask per kind of layer (None: dense); None where plain causal attention gives the same."""
+        past, n_padding = (cache.length, cache.n_padding) if cache else (0, None)
+        masks: dict[int | None, Tensor | BlockMask | None] = {}
+        for band_width in set(self.config.band_widths()):
+            kept = past if band_width is None else min(past, band_width - 1)
+            n_keys = kept + n_queries
+            whole = band_width is None or band_width >= n_keys  # no key lies outside the band
+            if n_padding is not None:
+                padding = (n_padding - (past - kept)).clamp(min=0)
+                masks[band_width] = visible(n_queries, n_keys, band_width, padding, device)
+            elif whole and (n_queries == 1 or n_queries == n_keys):
+                masks[band_width] = None
+            elif self.flex_attention and device.type == "cuda" and cache is None and band_width is not None:
+                masks[band_width] = band_block_mask(n_queries, band_width, device)
+            else:
+                masks[band_width] = visible(n_queries, n_keys, band_width, None, device)
+        return masks
+
+
+def _role(name: str, parameter: Tensor) -> Role:
+    if parameter.ndim < 2:
+        return "vector"
+    if name.startswith(("wte.", "wpe.")):
+        return "embedding"
+    return "readout" if name.startswith("lm_head.") else "hidden"
+
+
+def init_weights(module: nn.Module, config: GPTConfig) -> None:
+    """GPT-2's initialisation (Radford et al. 2019, section 2.3), for the whole model or a part of it.
+
+    role                                  distribution   std
+    embedding, hidden, readout            normal         init_std
+    residual projections (attn, mlp)      normal         init_std / sqrt(2 n_layers)
+    vector: biases; LayerNorm weights     constant       0; 1
+    """
+    for name, child in module.named_modules():
+        if isinstance(child, nn.LayerNorm):
+            child.reset_parameters()
+        elif isinstance(child, nn.Linear | nn.Embedding):
+            residual = name.endswith("proj")
+            std = config.init_std / math.sqrt(2 * config.n_layers) if residual else config.init_std
+            nn.init.normal_(child.weight, std=std)
+            if isinstance(child, nn.Linear) and child.bias is not None:
+                nn.init.zeros_(child.bias)

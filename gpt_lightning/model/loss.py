@@ -1,0 +1,106 @@
+"""Cross entropy of the readout in chunks: the (tokens, vocab) logits never exist as a whole.
+
+For GPT-3's vocabulary the logits are by far the largest tensor of a training step: 2048 tokens x 50257 x 4 bytes is
+0.4 GB, and plain cross entropy holds several copies. Here a chunk's logits become loss and gradient at once, in the
+forward pass, so nothing is computed twice and the chunk stays in the cache of the processor.
+
+Why not `torch.nn.functional.linear_cross_entropy`: with 4096 tokens, d_model 384 and V 8192 in bf16 on two cores it
+took 1.8 x our time (torch 2.13; scripts/benchmark_training.py prints the ratio), and torch before 2.13 lacks it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+IGNORED = -100  # torch's own default for targets that do not count
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How the training loss is computed."""
+
+    chunk_tokens: int = 512
+    """Tokens whose logits exist at once; a larger chunk suits a GPU, memory is chunk_tokens x vocab_size x 4 bytes."""
+
+    def __post_init__(self) -> None:
+        if self.chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens {self.chunk_tokens}: must be at least 1")
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of the cross entropy over tokens; the gradients are made in forward and scaled in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int) -> Tensor:
+        dtype = _matmul_dtype(hidden)
+        x, w = hidden.detach().to(dtype), weight.detach().to(dtype)
+        grad_hidden = torch.empty_like(x)
+        grad_weight = torch.zeros_like(weight, dtype=_at_least_float32(dtype))
+        total = torch.zeros((), dtype=grad_weight.dtype, device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(targets), chunk_tokens):
+                chunk = slice(start, start + chunk_tokens)
+                counted = targets[chunk] != IGNORED
+                target = targets[chunk].clamp(min=0)[:, None]
+                logits = F.linear(x[chunk], w).to(grad_weight.dtype)
+                normalizer = logits.logsumexp(1, keepdim=True)
+                total += ((normalizer - logits.gather(1, target))[:, 0] * counted).sum()
+                grad_logits = logits.sub_(normalizer).exp_()  # the softmax
+                grad_logits.scatter_add_(1, target, torch.full_like(normalizer, -1.0))
+                grad_logits = grad_logits.mul_(counted[:, None]).to(dtype)
+                torch.mm(grad_logits, w, out=grad_hidden[chunk])
+                grad_weight += grad_logits.T @ x[chunk]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        dtypes = ctx.dtypes
+        grad_hidden = (grad_hidden.to(dtypes[0]) * grad_total).to(dtypes[0])
+        return grad_hidden, (grad_weight * grad_total).to(dtypes[1]), None, None
+
+
+def linear_cross_entropy(
+    hidden: Float[Tensor, "tokens d_model"],
+    weight: Float[Tensor, "vocab d_model"],
+    targets: Int[Tensor, " tokens"],
+    chunk_tokens: int = 512,
+) -> Float[Tensor, ""]:
+    """Mean cross entropy in nats over the targets that are not -100, equal to that of the plain logits.
+
+    Matrix products run in the autocast dtype, the softmax and the sums in float32 (float64 for float64 input).
+    Differentiable once, in hidden and weight.
+    """
+    total = _LinearCrossEntropy.apply(hidden, weight, targets, chunk_tokens)
+    return total / (targets != IGNORED).sum().clamp(min=1)
+
+
+@torch.no_grad()
+def token_nats(
+    hidden: Float[Tensor, "tokens d_model"],
+    weight: Float[Tensor, "vocab d_model"],
+    targets: Int[Tensor, " tokens"],
+    chunk_tokens: int = 512,
+) -> Float[Tensor, " tokens"]:
+    """Cross entropy of each target in nats, 0 where it is -100; for evaluation, without gradients."""
+    chunks = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+    dtype = _at_least_float32(hidden.dtype)
+    losses = [F.cross_entropy(F.linear(x, weight).to(dtype), y, reduction="none") for x, y in chunks]
+    return torch.cat(losses)
+
+
+def _matmul_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

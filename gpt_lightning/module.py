@@ -1,0 +1,174 @@
+"""GPTModule: the model as Lightning trains it. Steps, loss, clipping, optimizer; nothing else.
+
+What it adds to the GPT: the tokens seen, which every schedule counts in; the gradient norm, which Lightning throws
+away; and updates that are left out when a gradient is not finite. What is measured and shown lives in callbacks/.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import SumMetric
+
+from gpt_lightning.checkpoint import check_same_model, gpt_config_to_dict, load_gpt_weights
+from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.model.loss import IGNORED, LossConfig, linear_cross_entropy, token_nats
+from gpt_lightning.model.sharding import build_sharded
+from gpt_lightning.optim.groups import OptimConfig, adamw
+from gpt_lightning.optim.schedules import ScheduleConfig, lr_multiplier
+
+Batch = tuple[Tensor, Tensor]
+
+
+class GPTModule(LightningModule):
+    """A GPT with its loss, optimizer and schedule, for batches of (tokens, targets), both (B, T) int64.
+
+    Args:
+        gpt: The architecture; vocab_size and context_length come from the data.
+        loss: How the training loss is computed.
+        optim: The optimizer.
+        schedule: The learning rate over the run, in tokens.
+        max_tokens: The horizon that the schedule refers to, in tokens; comes from the run's max_tokens.
+        compile: Compile each block in place; a minute at the start, then faster steps.
+        init_from: A run folder or a checkpoint whose weights to start from, with fresh optimizer and counters.
+    """
+
+    def __init__(
+        self,
+        gpt: GPTConfig = GPTConfig(),  # noqa: B008 (frozen, and its values are the defaults that --help shows)
+        loss: LossConfig = LossConfig(),  # noqa: B008
+        optim: OptimConfig = OptimConfig(),  # noqa: B008
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        max_tokens: int = 300_000_000,
+        compile: bool = False,
+        init_from: str | None = None,
+    ):
+        super().__init__()
+        self.gpt_config, self.loss_config, self.optim_config = gpt, loss, optim
+        self.schedule, self.max_tokens = schedule, max_tokens
+        self.compile_blocks, self.init_from = compile, init_from
+        self.gpt: GPT | None = None  # built in configure_model, once the strategy is known
+        self.tokens_seen = 0
+        self.grad_norm: Tensor | None = None  # of the last step, before clipping
+        self.skipped_steps: Tensor | None = None  # in a row, for gradients that were not finite
+        self.token_bytes: Tensor | None = None  # (V,) bytes of text per token, where there is a tokenizer
+        self.total_nats, self.total_tokens, self.total_bytes = SumMetric(), SumMetric(), SumMetric()
+
+    def configure_model(self) -> None:
+        if self.gpt is not None:
+            return
+        self.gpt = build_sharded(self.gpt_config, getattr(self, "device_mesh", None))
+        if self.init_from and not self.trainer.ckpt_path:
+            load_gpt_weights(self.gpt, self.init_from)
+        if self.compile_blocks:
+            self.gpt.compile_blocks()
+
+    def setup(self, stage: str) -> None:
+        self.token_bytes = getattr(_datamodule(self), "token_bytes", None)
+        for metric in (self.total_nats, self.total_tokens, self.total_bytes):
+            metric.set_dtype(torch.float64 if self.device.type != "mps" else torch.float32)
+
+    def forward(self, tokens: Tensor) -> Float[Tensor, "batch time vocab"]:
+        return self._net(tokens)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+        tokens, targets = batch
+        hidden = self._net.hidden_states(tokens)
+        self.tokens_seen += tokens.numel() * self.trainer.world_size
+        return linear_cross_entropy(
+            hidden.flatten(0, 1), self._net.readout_weight, targets.flatten(), self.loss_config.chunk_tokens
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        nats, targets = self._nats(batch), batch[1]
+        self.total_nats.update(nats.sum())
+        self.total_tokens.update((targets != IGNORED).sum())
+        if self.token_bytes is not None:
+            self.token_bytes = self.token_bytes.to(targets.device)
+            self.total_bytes.update(self.token_bytes[targets[targets != IGNORED]].sum())
+
+    test_step = validation_step
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean loss of each sequence in nats per token, (B,); NaN for one that is all padding."""
+        return self._nats(batch).sum(1) / (batch[1] != IGNORED).sum(1)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = adamw(dict(self._net.named_parameters()), self._net.roles(), self.optim_config)
+        # The middle of a step's tokens: no step has a learning rate of 0, and the area under the curve does not
+        # depend on the batch size.
+        half_batch = getattr(_datamodule(self), "batch_tokens", 0) / 2
+
+        def multiplier(step: int) -> float:
+            return lr_multiplier(self.schedule, self.tokens_seen + half_batch, self.max_tokens)
+
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, multiplier), "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by global norm and keep the norm; leave the update out, without a sync, when it is not finite.
+
+        Lightning's own refuses fused optimizers under mixed precision and forgets the norm. The fused step takes
+        `found_inf` from GradScaler's protocol: where it is 1, weights and moments stay as they are.
+        """
+        parameters = [p for p in self._net.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        skipped = (~torch.isfinite(norm)).to(torch.float32)
+        setattr(getattr(optimizer, "optimizer", optimizer), "found_inf", skipped)  # noqa: B010 (not in torch's types)
+        self.grad_norm = norm
+        self.skipped_steps = (skipped if self.skipped_steps is None else self.skipped_steps + 1) * skipped
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["gpt_config"] = gpt_config_to_dict(self.gpt_config)
+        checkpoint["tokens_seen"] = self.tokens_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_same_model(checkpoint, self.gpt_config)
+        self.tokens_seen = checkpoint["tokens_seen"]
+
+    @property
+    def _net(self) -> GPT:
+        assert self.gpt is not None, "configure_model has not run"
+        return self.gpt
+
+    def _nats(self, batch: Batch) -> Float[Tensor, "batch time"]:
+        tokens, targets = batch
+        hidden = self._net.hidden_states(tokens).flatten(0, 1)
+        nats = token_nats(hidden, self._net.readout_weight, targets.flatten(), self.loss_config.chunk_tokens)
+        return nats.view_as(targets)
+
+    def _log_scores(self, split: str) -> None:
+        nats, tokens, text_bytes = (m.compute() for m in (self.total_nats, self.total_tokens, self.total_bytes))
+        loss = nats / tokens
+        scores = {f"{split}/loss": loss, f"{split}/perplexity": loss.exp()}
+        if text_bytes > 0:
+            scores[f"{split}/bits_per_byte"] = nats / text_bytes / torch.log(torch.tensor(2.0, dtype=nats.dtype))
+        # Loggers get them from callbacks/metrics.py, with tokens as the x-axis.
+        self.log_dict({key: value.float() for key, value in scores.items()}, logger=False, sync_dist=False)
+        for metric in (self.total_nats, self.total_tokens, self.total_bytes):
+            metric.reset()
+
+
+def _datamodule(module: LightningModule) -> Any:
+    return getattr(module.trainer, "datamodule", None)

@@ -1,0 +1,1 @@
+"""Runs as data: folders to tables, tables to figures."""

@@ -1,0 +1,98 @@
+"""The run folder: whose it is, what it holds, and where a run goes on.
+
+    runs/NAME/  config.yaml  metrics.csv  samples.txt  summary.json  tokenizer.json  checkpoints/{last,best}.ckpt
+
+One process owns a folder at a time, by a lock that the kernel drops when the process dies, so that a dead owner's
+folder is free. A folder that holds a run is never written over unless that is asked for.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from gpt_lightning.checkpoint import verify_checkpoint
+
+IfExists = Literal["refuse", "resume", "overwrite"]
+CONTENTS = ("config.yaml", "metrics.csv", "samples.txt", "summary.json", "tokenizer.json", "checkpoints")
+
+
+@dataclass
+class RunDir:
+    """Paths inside a run folder, and the right to write to it."""
+
+    path: Path
+    _lock: IO[str] | None = field(default=None, repr=False)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def claim(self, if_exists: IfExists) -> None:
+        """Make the folder ours, or raise ValueError: another process has it, or it holds a run already."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise ValueError(f"cannot write to {self.path}: {error.strerror}; choose another --run_dir") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{self.path} is in use by another run; choose another --run_dir") from None
+        held = [name for name in CONTENTS if (self.path / name).exists()]
+        if held and if_exists == "refuse":
+            raise ValueError(
+                f"{self.path} already holds a run; add --if_exists resume to go on with it, "
+                "--if_exists overwrite to replace it, or choose another --run_dir"
+            )
+        if if_exists == "overwrite":
+            for name in held:
+                _remove(self.path / name)
+
+    def release(self) -> None:
+        """Let others have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def resume_checkpoint(self) -> Path | None:
+        """The newest undamaged checkpoint, None when there is none at all; a damaged one is passed over, loudly.
+
+        Raises ValueError when there are checkpoints and all of them are damaged.
+        """
+        found = sorted(self.checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        problems = []
+        for path in found:
+            try:
+                verify_checkpoint(path)
+                return path
+            except ValueError as error:
+                problems.append(str(error))
+                warnings.warn(f"{error}; trying an earlier one", stacklevel=2)
+        if problems:
+            raise ValueError(f"no undamaged checkpoint in {self.checkpoints}: {'; '.join(problems)}")
+        return None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the folder, whole or not at all."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json."""
+        self.write_text("summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -1,0 +1,121 @@
+"""What a run says to its user: a few lines at the start, one table at the end, and what to try next.
+
+The table sets the model's bits per byte beside those of gzip -9 and xz -9e for the same validation text: a language
+model that loses to gzip has a bug.
+"""
+
+import lzma
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+
+from gpt_lightning.data.datamodule import CorpusDataModule
+from gpt_lightning.model.flops import count_parameters
+from gpt_lightning.module import GPTModule
+
+COMPRESSED_BYTES = 50_000_000  # of validation text at most: xz -9e manages a few MB per second
+
+
+def compression(chunks: Iterable[bytes]) -> dict[str, float]:
+    """Bits per byte of gzip -9 and xz -9e over a text; empty when there is none."""
+    gzip = zlib.compressobj(9, wbits=31)
+    xz = lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME)
+    n_bytes = gzip_bytes = xz_bytes = 0
+    for chunk in chunks:
+        n_bytes += len(chunk)
+        gzip_bytes += len(gzip.compress(chunk))
+        xz_bytes += len(xz.compress(chunk))
+        if n_bytes >= COMPRESSED_BYTES:
+            break
+    if not n_bytes:
+        return {}
+    gzip_bytes += len(gzip.flush())
+    xz_bytes += len(xz.flush())
+    return {"gzip_bits_per_byte": 8 * gzip_bytes / n_bytes, "xz_bits_per_byte": 8 * xz_bytes / n_bytes}
+
+
+def summarise(
+    module: GPTModule, data: CorpusDataModule, latest: dict[str, float], elapsed_seconds: float
+) -> dict[str, Any]:
+    """The numbers of summary.json: last metrics, size, time, and what the compressors reach."""
+    counts = count_parameters(module.gpt_config)
+    summary: dict[str, Any] = {
+        **latest,
+        "tokens": module.tokens_seen,
+        "n_params": counts.total,
+        "n_params_non_embedding": counts.non_embedding,
+        "elapsed_seconds": elapsed_seconds,
+    }
+    if "val/bits_per_byte" in latest:
+        summary |= compression(data.val_text_bytes())
+    return summary
+
+
+@rank_zero_only
+def print_start(
+    trainer: Trainer, module: GPTModule, data: CorpusDataModule, run_dir: Path, checkpoint: Path | None
+) -> None:
+    """Three lines: the model, the batch, the folder."""
+    config, counts = module.gpt_config, count_parameters(module.gpt_config)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"model  {config.n_layers} layers x {config.d_model}, {_short(counts.total)} parameters "
+        f"({_short(counts.non_embedding)} without embeddings), vocabulary {config.vocab_size:,}"
+    )
+    console.print(
+        f"steps  {trainer.max_steps:,} x {data.batch_tokens:,} tokens = {trainer.accumulate_grad_batches} x "
+        f"{data.micro_batch_size} sequences of {data.context_length} on {trainer.world_size} device"
+        f"{'s' if trainer.world_size > 1 else ''}, {trainer.precision}"
+    )
+    console.print(f"run    {run_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""))
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """The final table and the next commands."""
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title="validation", title_justify="left", title_style="bold", show_header=True)
+    for column in ("", "loss (nats/token)", "perplexity", "bits per byte"):
+        table.add_column(column, justify="left" if not column else "right")
+    bits = summary.get("val/bits_per_byte")
+    table.add_row(
+        "this model",
+        f"{summary['val/loss']:.4f}",
+        f"{summary['val/perplexity']:.2f}",
+        f"{bits:.4f}" if bits is not None else "no tokenizer",
+    )
+    for name, key in (("gzip -9", "gzip_bits_per_byte"), ("xz -9e", "xz_bits_per_byte")):
+        if key in summary:
+            table.add_row(name, "", "", f"{summary[key]:.4f}")
+    console.print(table)
+    run_dir = summary["run_dir"]
+    console.print(f"{summary['tokens']:,} tokens in {_duration(summary['elapsed_seconds'])}")
+    console.print(f"checkpoint  {run_dir}/checkpoints/best.ckpt")
+    console.print("next        " + f'gpt-lightning generate --run {run_dir} --prompt "def "')
+    console.print(f"            gpt-lightning export --run {run_dir} --output {run_dir}/huggingface")
+
+
+@rank_zero_only
+def print_scores(scores: dict[str, float], checkpoint: Path) -> None:
+    """Scores of `validate` and `test`, a line each."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"checkpoint  {checkpoint}")
+    for key, value in scores.items():
+        console.print(f"{key:20s}{value:.4f}")
+
+
+def _short(count: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return f"{count:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
