@@ -35,8 +35,18 @@ class RunDir:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    def check(self, if_exists: IfExists) -> list[str]:
+        """What the folder already holds of a run. Raises ValueError when there is something and it must stay."""
+        held = [name for name in CONTENTS if (self.path / name).exists()]
+        if held and if_exists == "refuse":
+            raise ValueError(
+                f"{self.path} already holds a run; add --if_exists resume to go on with it, "
+                "--if_exists overwrite to replace it, or choose another --run_dir"
+            )
+        return held
+
     def claim(self, if_exists: IfExists) -> None:
-        """Make the folder ours, or raise ValueError: another process has it, or it holds a run already."""
+        """Make the folder ours, or raise ValueError: another process has it, or `check` refuses."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
@@ -46,12 +56,7 @@ class RunDir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"{self.path} is in use by another run; choose another --run_dir") from None
-        held = [name for name in CONTENTS if (self.path / name).exists()]
-        if held and if_exists == "refuse":
-            raise ValueError(
-                f"{self.path} already holds a run; add --if_exists resume to go on with it, "
-                "--if_exists overwrite to replace it, or choose another --run_dir"
-            )
+        held = self.check(if_exists)
         if if_exists == "overwrite":
             for name in held:
                 _remove(self.path / name)

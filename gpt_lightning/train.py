@@ -30,11 +30,30 @@ from gpt_lightning.callbacks.resume import ResumeRandomState
 from gpt_lightning.callbacks.samples import Samples
 from gpt_lightning.checkpoint import find_checkpoint
 from gpt_lightning.checkpoint_io import AtomicCheckpointIO
+from gpt_lightning.data.batches import accumulation
 from gpt_lightning.data.datamodule import CorpusDataModule
+from gpt_lightning.data.prepare import PrepareConfig
+from gpt_lightning.model.gpt import GPTConfig
+from gpt_lightning.model.loss import LossConfig
 from gpt_lightning.module import GPTModule
+from gpt_lightning.optim.groups import OptimConfig
+from gpt_lightning.optim.schedules import ScheduleConfig
 from gpt_lightning.run_dir import IfExists, RunDir
 from gpt_lightning.summary import print_scores, print_start, print_summary, summarise
 
+VERBS = {
+    "fit": "Train a model: one stack of YAML layers and flags, one run folder.",
+    "validate": "Score a run's checkpoint on the validation split.",
+    "test": "Score a run's checkpoint on the test split (the validation split where there is none).",
+    "predict": "Write the loss of every sequence of the validation split to predictions.csv.",
+}
+SETTINGS = {
+    "model.gpt": GPTConfig,
+    "model.loss": LossConfig,
+    "model.optim": OptimConfig,
+    "model.schedule": ScheduleConfig,
+    "data.prepare": PrepareConfig,
+}
 DERIVED = ("max_steps", "max_epochs", "max_time", "accumulate_grad_batches", "val_check_interval")
 
 
@@ -43,7 +62,7 @@ class GPTCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], verb: str = "fit"):
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-        jsonargparse.set_loader("yaml_counts", _load_counts, exceptions=(yaml.YAMLError,))
+        jsonargparse.set_loader("yaml_counts", _load_counts, exceptions=(yaml.YAMLError,), json_superset=False)
         self.verb = verb
         super().__init__(
             GPTModule,
@@ -54,7 +73,12 @@ class GPTCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"parser_mode": "yaml_counts", "exit_on_error": False, "prog": f"gpt-lightning {verb}"},
+            parser_kwargs={
+                "parser_mode": "yaml_counts",
+                "exit_on_error": False,
+                "prog": f"gpt-lightning {verb}",
+                "description": VERBS[verb],
+            },
             trainer_defaults={
                 "precision": "bf16-mixed",
                 "gradient_clip_val": 1.0,
@@ -99,8 +123,8 @@ class GPTCLI(LightningCLI):
             say(why)
         config.trainer.precision = precision
         self.run_dir = RunDir(Path(config.run_dir))
-        if self.verb == "fit" and rank_zero_only.rank == 0:
-            self.run_dir.claim(config.if_exists)
+        if self.verb == "fit" and is_rank_zero():
+            self.run_dir.check(config.if_exists)
         config.samples.path = config.samples.path or str(self.run_dir / "samples.txt")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -147,7 +171,8 @@ def run(args: Sequence[str], verb: str = "fit") -> dict[str, Any]:
 def _fit(cli: GPTCLI) -> dict[str, Any]:
     trainer, run_dir = cli.trainer, cli.run_dir
     checkpoint = run_dir.resume_checkpoint() if cli.config.if_exists == "resume" else None
-    if rank_zero_only.rank == 0:
+    if is_rank_zero():
+        run_dir.claim(cli.config.if_exists)
         config = cli.parser.dump(cli.config, skip_link_targets=True, skip_none=True)
         run_dir.write_text("config.yaml", config)
         if cli.datamodule.tokenizer is not None:
@@ -194,6 +219,11 @@ def supported_precision(precision: Any, accelerator: Any) -> tuple[Any, str]:
         names = ("avx512_bf16", "amx_bf16", "bf16")
         native, where = any(capabilities.get(name) for name in names), "this processor"
     return (precision, "") if native else ("32-true", f"{where} has no native bf16: training in float32 instead")
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the first of the run; known before the Trainer is."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 @rank_zero_only

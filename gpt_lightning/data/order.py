@@ -2,9 +2,10 @@
 
 Samples come in blocks of 2048. A block holds a fixed number of each corpus (weights x 2048, rounding carried from block
 to block), in an order drawn from (seed, block). Corpus c's own k-th sample is window permutation(k mod size) of its
-epoch k // size, so every window is seen once per epoch and any sample costs the same to find, the first or the 10^12th.
+epoch k // size, so every window is seen once per epoch, and the 10^12th sample is found as fast as the first.
 The permutation is a Feistel cipher over the next power of four with cycle-walking (Black & Rogaway 2002, "Ciphers with
-arbitrary finite domains"), keyed by (seed, corpus, epoch): constant memory where a shuffled index would need 8 bytes a window.
+arbitrary finite domains"), keyed by (seed, corpus, epoch): no memory, where a shuffled index needs 8 bytes
+per window.
 """
 
 from collections.abc import Sequence

@@ -62,11 +62,10 @@ def _fixed_tokenizer(config: PrepareConfig) -> Tokenizer | None:
     return Tokenizer.bytes_only() if config.tokenizer == "bytes" else Tokenizer.from_file(config.tokenizer)
 
 
-def _recipe(source: Source, config: PrepareConfig) -> dict[str, object]:
+def _recipe(source: Source, config: PrepareConfig, tokenizer: Tokenizer | None) -> dict[str, object]:
     """Everything that decides the bytes of the corpus, and nothing that does not."""
     recipe = asdict(config) | {"source": source.name, "source_fingerprint": source.fingerprint}
     del recipe["n_threads"]
-    tokenizer = _fixed_tokenizer(config)
     if tokenizer is not None:
         recipe |= {"tokenizer": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
         del recipe["tokenizer_sample_bytes"]
@@ -80,7 +79,8 @@ def default_output(source: str, config: PrepareConfig, root: Path | str) -> Path
     """
     opened = open_source(source, config.glob, config.text_field)
     slug = re.sub(r"[^A-Za-z0-9]+", "-", opened.name).strip("-").lower()[:40] or "corpus"
-    digest = hashlib.sha256(json.dumps(_recipe(opened, config), sort_keys=True).encode()).hexdigest()
+    recipe = _recipe(opened, config, _fixed_tokenizer(config))
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     return Path(root) / f"{slug}-{digest[:8]}"
 
 
@@ -155,7 +155,8 @@ def prepare(source: str, output: Path | str, config: PrepareConfig) -> Corpus:
     """
     output = Path(output)
     opened = open_source(source, config.glob, config.text_field)
-    recipe = _recipe(opened, config)
+    tokenizer = _fixed_tokenizer(config)
+    recipe = _recipe(opened, config, tokenizer)
     with locked(output):
         if (output / "manifest.json").exists():
             return _reuse(output, recipe)
@@ -163,7 +164,7 @@ def prepare(source: str, output: Path | str, config: PrepareConfig) -> Corpus:
             raise ValueError(f"{output} exists and is not a corpus; choose another output or delete it")
         started = time.perf_counter()
         with replacing(output) as folder:
-            tokenizer = _fixed_tokenizer(config) or _train_tokenizer(opened, config)
+            tokenizer = tokenizer or _train_tokenizer(opened, config)
             shards = _write_splits(folder, opened, tokenizer, config)
             tokenizer.save(folder / "tokenizer.json")
             manifest: dict[str, Any] = {"dtype": token_dtype(tokenizer.vocab_size).name}
@@ -173,7 +174,8 @@ def prepare(source: str, output: Path | str, config: PrepareConfig) -> Corpus:
         corpus = open_corpus(output)
         seconds = time.perf_counter() - started
     n_bytes = sum(shard["text_bytes"] for shard in shards)
-    print(f"prepared {output}: {n_bytes / 1e6:.1f} MB of text in {seconds:.1f} s", file=sys.stderr)
+    speed = f"{n_bytes / 1e6:.1f} MB of text, {n_bytes / 1e6 / seconds:.1f} MB/s"
+    print(f"prepared {output}: {speed}", file=sys.stderr, flush=True)
     return corpus
 
 
@@ -194,8 +196,9 @@ def _summary(corpus: Corpus, seconds: float) -> Table:
 
 def main(argv: list[str]) -> int:
     """The verb `prepare`. Raises ValueError for bad input; the caller prints it as one line."""
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="gpt-lightning prepare", description="Turn text into a tokenizer and token shards, ready for fit."
     )

@@ -4,7 +4,7 @@
     book.txt                 one file, cut at blank lines into documents of about 64 KB
     folder/                  every file that matches a glob is one document (.jsonl files: one per line)
     data.jsonl, .jsonl.gz    one document per line, from its text field
-    hf:org/name[/config]     a Hugging Face data set, streamed (extra `hf`); hf:/path is a local folder of parquet or json
+    hf:org/name[/config]     a Hugging Face data set, streamed (extra `hf`); hf:/path is a local one
 
 A document's name decides its split, so names are unique, stable and independent of where the files lie. Reading is
 strict: a file that is not UTF-8 is refused with the byte that is not, for silently replaced text trains silently.

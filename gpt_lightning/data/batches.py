@@ -1,0 +1,87 @@
+"""Windows grouped into batches: endless shuffled ones for training, every target once for validation.
+
+Plain iterables rather than torch DataLoaders: reading a memory map costs microseconds, and worker processes would only
+slow it down. World size enters in one way: a micro-step takes the next micro_batch_size x world_size samples, rank r
+every world_size-th of them from r on, so the samples of a step do not depend on how many ranks share them.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from gpt_lightning.data.order import Order
+from gpt_lightning.data.shards import Split
+
+Batch = TypeVar("Batch")
+Finish = Callable[[np.ndarray, np.ndarray], Batch]  # (tokens, targets) -> what the trainer wants
+
+
+class BatchShape(NamedTuple):
+    """What one rank reads: rows per batch, tokens per row, and its place among the data-parallel ranks."""
+
+    micro_batch_size: int
+    context_length: int
+    rank: int = 0
+    world_size: int = 1
+
+
+def accumulation(batch_tokens: int, micro_batch_size: int, context_length: int, world_size: int) -> int:
+    """Micro-steps per optimizer step. Raises ValueError naming the nearest batch_tokens that divide evenly."""
+    unit = micro_batch_size * context_length * world_size
+    if batch_tokens > 0 and batch_tokens % unit == 0:
+        return batch_tokens // unit
+    below, above = batch_tokens // unit * unit, (batch_tokens // unit + 1) * unit
+    nearest = f"{below} or {above}" if below > 0 else f"{unit}"
+    raise ValueError(
+        f"batch_tokens is {batch_tokens}; expected a multiple of micro_batch_size x context_length x devices = "
+        f"{micro_batch_size} x {context_length} x {world_size} = {unit}, such as {nearest}"
+    )
+
+
+class TrainBatches(Generic[Batch]):
+    """Endless batches of one rank.
+
+    `start` tells, when an iteration begins, how many samples all ranks have consumed; `finish` makes a batch of
+    `(tokens, targets)`, int64 [micro_batch_size, context_length] each.
+    """
+
+    def __init__(
+        self, order: Order, splits: list[Split], shape: BatchShape, start: Callable[[], int], finish: Finish[Batch]
+    ) -> None:
+        self._order, self._splits, self._shape, self._start, self._finish = order, splits, shape, start, finish
+
+    def __iter__(self) -> Iterator[Batch]:
+        shape, consumed = self._shape, self._start()
+        count = shape.micro_batch_size * shape.world_size
+        while True:
+            corpus_ids, windows = self._order.samples(consumed, count)
+            mine = slice(shape.rank, None, shape.world_size)
+            rows = self._rows(corpus_ids[mine], windows[mine])
+            yield self._finish(rows[:, :-1], rows[:, 1:])
+            consumed += count
+
+    def _rows(self, corpus_ids: np.ndarray, windows: np.ndarray) -> np.ndarray:
+        rows = np.empty((len(windows), self._shape.context_length + 1), dtype=np.int64)
+        for i, split in enumerate(self._splits):
+            mine = corpus_ids == i
+            rows[mine] = split.windows(windows[mine], self._shape.context_length)
+        return rows
+
+
+class FixedBatches(Generic[Batch]):
+    """Every target of `split` once, over all ranks; as many full batches on each rank, padded with ignored rows."""
+
+    def __init__(self, split: Split, shape: BatchShape, finish: Finish[Batch]) -> None:
+        self._split, self._shape, self._finish = split, shape, finish
+
+    def __len__(self) -> int:
+        n_windows = self._split.n_validation_windows(self._shape.context_length)
+        return -(-n_windows // (self._shape.micro_batch_size * self._shape.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        shape = self._shape
+        for batch in range(len(self)):
+            rows = batch * shape.micro_batch_size + np.arange(shape.micro_batch_size)
+            windows = self._split.validation_windows(shape.context_length, rows * shape.world_size + shape.rank)
+            yield self._finish(*windows)

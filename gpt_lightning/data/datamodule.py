@@ -1,0 +1,221 @@
+"""Corpora -> batches for the Lightning Trainer. The only file of this room that needs torch.
+
+The state of the data is one number, `samples_consumed`. It counts over all ranks and grows in the hook that sees
+exactly the batches that are trained on; the iterator itself runs ahead, for Lightning prefetches. So neither a restart
+nor another number of ranks changes which windows a step sees (data/order.py, data/batches.py).
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from gpt_lightning.data.batches import BatchShape, FixedBatches, TrainBatches, accumulation
+from gpt_lightning.data.corpus import Corpus, is_corpus, open_corpus
+from gpt_lightning.data.order import Order
+from gpt_lightning.data.prepare import PrepareConfig, default_output, prepare
+from gpt_lightning.data.shards import Split
+from gpt_lightning.data.tokenizer import Tokenizer
+
+_DECODE_TOKENS = 1 << 20
+
+TensorBatch = tuple[Tensor, Tensor]  # tokens, targets: int64 [micro_batch_size, context_length]
+
+
+class CorpusDataModule(LightningDataModule):
+    """Windows of one corpus or of a weighted mixture. Raw text is prepared first; nothing is read before it is needed.
+
+    Args:
+        corpus: what to train on: stdlib, a text file, a folder, .jsonl, hf:NAME (prepared on first use), a prepared
+            corpus, or token files of nanoGPT, Megatron or datatrove; or a mapping of several of these to weights.
+        context_length: tokens per sequence.
+        micro_batch_size: sequences per device per forward.
+        batch_tokens: tokens per optimizer step, over all devices; accumulation follows from it.
+        seed: selects the sample order.
+        prepare: how raw text becomes a corpus.
+        corpora_dir: folder for corpora prepared on first use.
+    """
+
+    def __init__(
+        self,
+        corpus: str | dict[str, float] = "stdlib",
+        context_length: int = 256,
+        micro_batch_size: int = 16,
+        batch_tokens: int = 8192,
+        seed: int = 0,
+        prepare: PrepareConfig = PrepareConfig(),  # noqa: B008 (frozen)
+        corpora_dir: str = "corpora",
+    ) -> None:
+        super().__init__()
+        for name, value in (("context_length", context_length), ("micro_batch_size", micro_batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+        if not corpus:
+            raise ValueError("corpus is empty; expected a source, a corpus folder or a mapping of them to weights")
+        self.mixture = corpus if isinstance(corpus, dict) else {corpus: 1.0}
+        self.context_length, self.micro_batch_size, self.batch_tokens = context_length, micro_batch_size, batch_tokens
+        self.seed, self.prepare_config, self.corpora_dir = seed, prepare, corpora_dir
+        self.samples_consumed = 0
+        self._corpora: list[Corpus] = []
+
+    def _open(self, source: str) -> Corpus:
+        if is_corpus(source):
+            tokenizer = self.prepare_config.tokenizer
+            given = None if tokenizer == "bytes" else tokenizer
+            return open_corpus(source, given, self.prepare_config.val_fraction)
+        output = default_output(source, self.prepare_config, self.corpora_dir)
+        return prepare(source, output, self.prepare_config)
+
+    @property
+    def corpora(self) -> list[Corpus]:
+        """The opened corpora, prepared first where they are still text. Raises ValueError as both do."""
+        if not self._corpora:
+            corpora = [self._open(source) for source in self.mixture]
+            identities = [(c.vocab_size, c.tokenizer.sha256 if c.tokenizer else None) for c in corpora]
+            for name, identity in zip(self.mixture, identities, strict=True):
+                if identity != identities[0]:
+                    raise ValueError(
+                        f"corpora {next(iter(self.mixture))} and {name} have different tokenizers; "
+                        "prepare them with one (prepare.tokenizer)"
+                    )
+            self._corpora = corpora
+        return self._corpora
+
+    @property
+    def vocab_size(self) -> int:
+        return self.corpora[0].vocab_size
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """None where token files of another program come without one."""
+        return self.corpora[0].tokenizer
+
+    @property
+    def eot_id(self) -> int | None:
+        return self.corpora[0].eot_id
+
+    @property
+    def token_bytes(self) -> Tensor | None:
+        """int64 [vocab_size]: bytes of text per id; None without a tokenizer."""
+        return None if self.tokenizer is None else torch.from_numpy(self.tokenizer.token_bytes.copy())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of all token ids and the vocabulary; of several corpora, a digest of theirs in order."""
+        digests = [corpus.fingerprint for corpus in self.corpora]
+        return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+    @property
+    def replica(self) -> tuple[int, int]:
+        """This process's data-parallel rank, and how many there are; (0, 1) outside a Trainer."""
+        placed = self.trainer.distributed_sampler_kwargs if self.trainer else None
+        return (placed["rank"], placed["num_replicas"]) if placed else (0, 1)
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-steps per optimizer step. Raises ValueError naming the nearest batch_tokens that divide evenly."""
+        return accumulation(self.batch_tokens, self.micro_batch_size, self.context_length, world_size)
+
+    def order(self) -> Order:
+        """The sample order. Raises ValueError if a corpus is shorter than one window."""
+        sizes = []
+        for corpus in self.corpora:
+            split = corpus.split("train")
+            sizes.append(split.n_windows(self.context_length))
+            if not sizes[-1]:
+                raise ValueError(
+                    f"corpus {corpus.path} has {split.n_tokens} training tokens; context_length {self.context_length} "
+                    f"needs {self.context_length + 1} in one shard: lower it or bring more text"
+                )
+        return Order(self.seed, list(self.mixture.values()), sizes)
+
+    def fixed_split(self, name: str) -> Split:
+        """The named split of every corpus as one; val stands in where a corpus has no test split."""
+        corpora = [(corpus, name if name in corpus.splits else "val") for corpus in self.corpora]
+        split = Split(tuple(shard for corpus, own in corpora for shard in corpus.split(own).shards))
+        if not split.n_validation_windows(self.context_length):
+            raise ValueError(f"the {name} split of {', '.join(self.mixture)} has no target; bring more text")
+        return split
+
+    def prepare_data(self) -> None:
+        """Prepare what is still text, once per machine."""
+        _ = self.corpora
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the corpora. Raises ValueError for one too short to train on or to validate on."""
+        if stage in (None, "fit"):
+            self.order()
+        self.fixed_split("val")
+
+    def train_dataloader(self) -> TrainBatches[TensorBatch]:
+        splits = [corpus.split("train") for corpus in self.corpora]
+        return TrainBatches(self.order(), splits, self._shape(), lambda: self.samples_consumed, self._to_batch)
+
+    def val_dataloader(self) -> FixedBatches[TensorBatch]:
+        return FixedBatches(self.fixed_split("val"), self._shape(), self._to_batch)
+
+    def test_dataloader(self) -> FixedBatches[TensorBatch]:
+        return FixedBatches(self.fixed_split("test"), self._shape(), self._to_batch)
+
+    def predict_dataloader(self) -> FixedBatches[TensorBatch]:
+        return self.val_dataloader()
+
+    def _shape(self) -> BatchShape:
+        return BatchShape(self.micro_batch_size, self.context_length, *self.replica)
+
+    def _to_batch(self, tokens: np.ndarray, targets: np.ndarray) -> TensorBatch:
+        """Raises ValueError for an id that the vocabulary does not have."""
+        if tokens.max() >= self.vocab_size or tokens.min() < 0 or targets.max() >= self.vocab_size:
+            largest = max(tokens.max(), targets.max())
+            raise ValueError(
+                f"{', '.join(self.mixture)}: token ids {tokens.min()} to {largest} found, the vocabulary has "
+                f"{self.vocab_size}; is this the right tokenizer?"
+            )
+        batch = torch.from_numpy(tokens).contiguous(), torch.from_numpy(targets).contiguous()
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return (batch[0].pin_memory(), batch[1].pin_memory()) if on_gpu else batch
+
+    def val_text_bytes(self) -> Iterator[bytes]:
+        """The text that the validation windows score, in pieces: all but the first token of each shard, as bytes.
+
+        Raises ValueError without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError(f"{', '.join(self.mixture)} comes without a tokenizer, so its text is unknown")
+        for shard in self.fixed_split("val").shards:
+            for start in range(1, len(shard.tokens), _DECODE_TOKENS):
+                yield self.tokenizer.decode_bytes(shard.tokens[start : start + _DECODE_TOKENS].tolist())
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Count what is trained on; validation and the sanity check pass here too and are not."""
+        if self.trainer is not None and self.trainer.training:
+            self.samples_consumed += self.micro_batch_size * self.replica[1]
+        return batch
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "context_length": self.context_length,
+            "fingerprint": self.fingerprint,
+            "weights": list(self.mixture.values()),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """`samples_consumed` over all ranks, and what has to be the same for it to mean the same samples."""
+        return {"samples_consumed": self.samples_consumed} | self._identity()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken. Raises ValueError if the samples would not be the same ones."""
+        for name, now in self._identity().items():
+            if state_dict[name] != now:
+                raise ValueError(
+                    f"the checkpoint was trained with {name} {state_dict[name]}, this run has {now}; "
+                    "resume with the same data settings or start a new run"
+                )
+        self.samples_consumed = state_dict["samples_consumed"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_corpora": []}  # a spawned process maps the files itself
