@@ -82,7 +82,8 @@ def gpt_config_from_dict(values: dict[str, Any]) -> GPTConfig:
     unknown = sorted(set(values) - {field.name for field in fields(GPTConfig)})
     if unknown:
         raise ValueError(f"unknown architecture settings {', '.join(unknown)}; the checkpoint is from a newer version")
-    return GPTConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return GPTConfig(**plain)
 
 
 def check_same_model(checkpoint: dict[str, Any], config: GPTConfig) -> None:

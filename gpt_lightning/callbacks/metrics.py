@@ -33,7 +33,7 @@ class RunMetrics(Callback):
         self.latest: dict[str, float] = {}
         self._nats_and_bytes: Tensor | None = None
         self._step = self._tokens = self._paused = 0
-        self._started = 0.0
+        self._started = self._lr = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         if self.path and trainer.is_global_zero:
@@ -51,8 +51,8 @@ class RunMetrics(Callback):
             text_bytes = pl_module.token_bytes[targets].sum()
         sums = torch.stack([nats.double(), text_bytes.double()])
         self._nats_and_bytes = sums if self._nats_and_bytes is None else self._nats_and_bytes + sums
-        step = trainer.global_step
-        if step != self._step and (step % trainer.log_every_n_steps == 0 or step == trainer.max_steps):
+        step, interval = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step != self._step and (step % interval == 0 or step == trainer.max_steps):
             self.write(trainer, self._training_metrics(trainer, pl_module))
             self._reset(trainer, pl_module)
 
@@ -84,7 +84,7 @@ class RunMetrics(Callback):
         if text_bytes:
             metrics["train/bits_per_byte"] = nats / math.log(2) / text_bytes
         metrics["train/grad_norm"] = module.grad_norm.item()
-        metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        metrics["train/lr"] = self._lr
         metrics["throughput/tokens_per_second"] = rate
         peak = peak_flops(module.device)
         if peak:

@@ -6,6 +6,7 @@ several ranks; ours is agreed on once per `log_every_n_steps` steps.
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -45,6 +46,13 @@ class Preemption(Callback):
         number = self._agreed(trainer)
         if number:
             trainer.save_checkpoint(self.checkpoint)
+            if trainer.is_global_zero:
+                config = self.checkpoint.parents[1] / "config.yaml"
+                print(
+                    f"stopped by {signal.Signals(number).name} after step {self._step}, nothing lost; go on with: "
+                    f"gpt-lightning fit --config {config} --if_exists resume",
+                    file=sys.stderr,
+                )
             raise Preempted(128 + number)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -60,7 +68,7 @@ class Preemption(Callback):
     def _agreed(self, trainer: Trainer) -> int:
         if trainer.world_size == 1:
             return self._signal
-        if self._step % trainer.log_every_n_steps:
+        if self._step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return 0
         flag = torch.tensor(self._signal, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)

@@ -41,7 +41,8 @@ class ResumeRandomState(Callback):
 def random_state() -> dict[str, Any]:
     """The state of all generators as tensors and plain values."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = numpy.random.get_state()
+    numpy_state: Any = numpy.random.get_state()
+    name, keys, position, has_gauss, cached = numpy_state
     return {
         "python": [version, list(internal), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(numpy.int64)), int(position), int(has_gauss), float(cached)],

@@ -54,4 +54,4 @@ class Samples(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("sample", f"```\n{text}\n```", tokens)
             elif isinstance(logger, WandbLogger):
-                logger.log_text("sample", columns=["tokens", "text"], data=[[tokens, text]])
+                logger.log_text("sample", columns=["tokens", "text"], data=[[str(tokens), text]])

@@ -24,11 +24,11 @@ _CHUNK_CHARACTERS = 1 << 20
 
 
 class Encoded(NamedTuple):
-    """Some documents of one split: ids joined, tokens per document, bytes of text (without separators)."""
+    """Some documents of one split: ids joined; per document its tokens and its bytes of text, without separator."""
 
     tokens: np.ndarray
     lengths: np.ndarray
-    text_bytes: int
+    text_bytes: np.ndarray
 
 
 def name_hash(name: str, use: str = "split") -> int:
@@ -83,7 +83,7 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
     eot = np.array([tokenizer.eot_id], dtype=np.uint32)
     documents = [tokenizer.encode_array(text) for text in texts]
     lengths = np.array([len(ids) + 1 for ids in documents], dtype=np.int64)
-    n_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+    n_bytes = np.array([len(text) if text.isascii() else len(text.encode()) for text in texts], dtype=np.int64)
     return Encoded(np.concatenate([part for ids in documents for part in (ids, eot)]), lengths, n_bytes)
 
 

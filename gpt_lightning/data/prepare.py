@@ -19,7 +19,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
 
 from gpt_lightning.data.corpus import Corpus, open_corpus, read_manifest, verify
 from gpt_lightning.data.encode import HASHES, Splitter, encode_splits, name_hash
@@ -117,8 +116,8 @@ def _write_splits(folder: Path, source: Source, tokenizer: Tokenizer, config: Pr
         with _progress() as progress:
             task = progress.add_task("encoding", total=source.n_bytes)
             for split, encoded in encode_splits(source, tokenizer, splitter, config.n_threads):
-                writers[split].append(encoded.tokens, encoded.lengths, encoded.text_bytes)
-                progress.advance(task, encoded.text_bytes)
+                writers[split].append(*encoded)
+                progress.advance(task, int(encoded.text_bytes.sum()))
         for writer in writers.values():
             writer.close()
         if not splitter.rebalance():
@@ -179,19 +178,21 @@ def prepare(source: str, output: Path | str, config: PrepareConfig) -> Corpus:
     return corpus
 
 
-def _summary(corpus: Corpus, seconds: float) -> Table:
-    table = Table(show_header=False, box=None)
+def summary(corpus: Corpus, seconds: float) -> str:
+    """What was made and what to type next, one fact a line."""
     splits = corpus.splits.items()
     n_bytes = sum(split.n_bytes or 0 for _, split in splits)
     n_tokens = sum(split.n_tokens for _, split in splits)
-    table.add_row("documents", ", ".join(f"{name} {split.n_documents:,}" for name, split in splits))
-    table.add_row("tokens", ", ".join(f"{name} {split.n_tokens:,}" for name, split in splits))
-    table.add_row("vocabulary", f"{corpus.vocab_size:,} ids")
-    table.add_row("text", f"{n_bytes:,} bytes, {n_bytes / n_tokens:.2f} per token")
-    table.add_row("speed", f"{n_bytes / 1e6 / seconds:.1f} MB/s, tokenizer training included")
-    table.add_row("corpus", str(corpus.path))
-    table.add_row("next", f"gpt-lightning fit --config configs/quickstart.yaml --data.corpus {corpus.path}")
-    return table
+    rows = {
+        "documents": ", ".join(f"{name} {split.n_documents:,}" for name, split in splits),
+        "tokens": ", ".join(f"{name} {split.n_tokens:,}" for name, split in splits),
+        "vocabulary": f"{corpus.vocab_size:,} ids",
+        "text": f"{n_bytes:,} bytes, {n_bytes / n_tokens:.2f} per token",
+        "speed": f"{n_bytes / 1e6 / seconds:.1f} MB/s, tokenizer training included",
+        "corpus": str(corpus.path),
+        "next": f"gpt-lightning fit --config configs/quickstart.yaml --data.corpus {corpus.path}",
+    }
+    return "\n".join(f"{name:<12}{value}" for name, value in rows.items())
 
 
 def main(argv: list[str]) -> int:
@@ -220,5 +221,5 @@ def main(argv: list[str]) -> int:
     output = options.output or default_output(options.corpus, config, "corpora")
     started = time.perf_counter()
     corpus = prepare(options.corpus, output, config)
-    Console(soft_wrap=True).print(_summary(corpus, time.perf_counter() - started))
+    print(summary(corpus, time.perf_counter() - started))
     return 0

@@ -53,31 +53,37 @@ class SplitWriter:
         self._open: tuple[_HashedFile, _HashedFile] | None = None
         self.shards: list[dict[str, Any]] = []
 
-    def append(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int) -> None:
-        """Documents joined, `<|endoftext|>` included. ids [n_tokens], lengths [n_documents] in tokens.
+    def append(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: np.ndarray) -> None:
+        """Documents joined, `<|endoftext|>` included: ids [n_tokens]; tokens and text bytes of each [n_documents].
 
         Raises ValueError for an id outside the vocabulary: an id never wraps into the file's integers.
         """
-        if not len(tokens):
-            return
-        max_id = int(tokens.max())
-        if max_id >= self._vocab_size or int(tokens.min()) < 0:
-            raise ValueError(f"token id {max_id} does not fit a vocabulary of {self._vocab_size}")
+        if len(tokens) and (int(tokens.max()) >= self._vocab_size or int(tokens.min()) < 0):
+            raise ValueError(f"token ids up to {tokens.max()} do not fit a vocabulary of {self._vocab_size}")
+        ends = np.cumsum(lengths)
+        document = 0
+        while document < len(lengths):
+            begin = int(ends[document - 1]) if document else 0
+            room = self._shard_tokens - (self.shards[-1]["tokens"] if self._open else 0)
+            # As many documents as the shard still takes, the one that fills it included.
+            stop = min(int(np.searchsorted(ends, begin + room)) + 1, len(lengths))
+            n_bytes = int(text_bytes[document:stop].sum())
+            self._write(tokens[begin : int(ends[stop - 1])], ends[document:stop] - begin, n_bytes)
+            document = stop
+
+    def _write(self, tokens: np.ndarray, ends: np.ndarray, n_bytes: int) -> None:
         if self._open is None:
             name = f"{self._split}-{len(self.shards):05d}"
-            self._open = (
-                _HashedFile(self._folder / f"{name}.bin"),
-                _HashedFile(self._folder / f"{name}.idx"),
-            )
-            empty = {"tokens": 0, "documents": 0, "text_bytes": 0, "max_id": 0}
-            self.shards.append({"name": name, "split": self._split} | empty)
+            self._open = _HashedFile(self._folder / f"{name}.bin"), _HashedFile(self._folder / f"{name}.idx")
+            counts = {"tokens": 0, "documents": 0, "text_bytes": 0, "max_id": 0}
+            self.shards.append({"name": name, "split": self._split} | counts)
         shard = self.shards[-1]
         self._open[0].write(tokens.astype(self._dtype, copy=False))
-        self._open[1].write((shard["tokens"] + np.cumsum(lengths)).astype("<u8"))
+        self._open[1].write((shard["tokens"] + ends).astype("<u8"))
         shard["tokens"] += len(tokens)
-        shard["documents"] += len(lengths)
-        shard["text_bytes"] += text_bytes
-        shard["max_id"] = max(shard["max_id"], max_id)
+        shard["documents"] += len(ends)
+        shard["text_bytes"] += n_bytes
+        shard["max_id"] = max(shard["max_id"], int(tokens.max()))
         if shard["tokens"] >= self._shard_tokens:
             self.close()
 

@@ -1,7 +1,7 @@
 """Figures of runs, from the tables that report/runs.py reads; each takes data and gives a matplotlib Figure."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
@@ -18,7 +18,7 @@ def loss_curve(
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    styles = {"train": {"color": "#9db4d0", "linewidth": 1.2}, "val": {"color": "#1f4e8c", "marker": "o"}}
+    styles: dict[str, dict[str, Any]] = {"train": {"color": "#9db4d0", "linewidth": 1.2}, "val": {"color": "#1f4e8c", "marker": "o"}}
     for split, style in styles.items():
         column = f"{split}/{unit}"
         if column in metrics:

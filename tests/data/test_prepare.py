@@ -18,8 +18,19 @@ from gpt_lightning.data.tokenizer import EOT, Tokenizer
 PREPARE = """
 import sys
 from gpt_lightning.data.prepare import PrepareConfig, prepare
-prepare(sys.argv[1], sys.argv[2], PrepareConfig(vocab_size=600, shard_tokens=200_000, n_threads=int(sys.argv[3])))
+config = PrepareConfig(tokenizer="bytes", shard_tokens=100_000, n_threads=int(sys.argv[3]))
+prepare(sys.argv[1], sys.argv[2], config)
 """
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """3,000 documents, 12 MB of real text, as JSONL."""
+    text = "".join(text for _, text in open_source("stdlib").read(lambda name: True))
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    size = len(text) // 3000
+    path.write_text("".join(json.dumps({"text": text[i * size : (i + 1) * size]}) + "\n" for i in range(3000)))
+    return path
 
 
 def contents(folder):
@@ -61,19 +72,24 @@ def test_more_documents_do_not_move_the_others_between_splits(tmp_path):
     assert 0.2 < len(splits[1]["val"]) / 200 < 0.4
 
 
-def test_one_and_two_threads_write_the_same_bytes(tmp_path):
-    source = tmp_path / "rows.jsonl"
-    text, _ = next(iter([("".join(t for _, t in open_source("stdlib").read(lambda n: n < "b")), 0)]))
-    source.write_text("".join(json.dumps({"text": text[i : i + 5000]}) + "\n" for i in range(0, 4_000_000, 5000)))
-    for threads in (1, 2):
-        config = PrepareConfig(vocab_size=600, shard_tokens=200_000, n_threads=threads)
-        prepare(str(source), tmp_path / f"corpus-{threads}", config)
-    assert contents(tmp_path / "corpus-1") == contents(tmp_path / "corpus-2")
-    assert len(contents(tmp_path / "corpus-1")) > 8
+def test_one_and_two_threads_write_the_same_bytes(rows, tmp_path):
+    for threads in (1, 2, 5):
+        config = PrepareConfig(vocab_size=600, tokenizer_sample_bytes=100_000, n_threads=threads)
+        prepare(str(rows), tmp_path / f"corpus-{threads}", config)
+    assert contents(tmp_path / "corpus-1") == contents(tmp_path / "corpus-2") == contents(tmp_path / "corpus-5")
 
 
-def test_a_kill_in_the_middle_leaves_no_corpus_and_the_next_run_is_byte_identical(tmp_path):
-    command = [sys.executable, "-c", PREPARE, "stdlib"]
+def test_a_shard_ends_with_the_document_that_fills_it(text_folder, tmp_path):
+    config = PrepareConfig(tokenizer="bytes", shard_tokens=50_000)
+    shards = prepare(str(text_folder), tmp_path / "corpus", config).split("train").shards
+    assert len(shards) > 5
+    for shard in shards[:-1]:
+        assert len(shard.tokens) >= 50_000 and shard.ends[-1] == len(shard.tokens)
+        assert len(shard.ends) == 1 or shard.ends[-2] < 50_000
+
+
+def test_a_kill_in_the_middle_leaves_no_corpus_and_the_next_run_is_byte_identical(rows, tmp_path):
+    command = [sys.executable, "-c", PREPARE, str(rows)]
     subprocess.run([*command, str(tmp_path / "whole"), "2"], check=True)
     killed = subprocess.Popen([*command, str(tmp_path / "killed"), "2"])
     partial = tmp_path / ".killed.partial"
@@ -91,8 +107,8 @@ def test_a_kill_in_the_middle_leaves_no_corpus_and_the_next_run_is_byte_identica
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
 
 
-def test_processes_that_start_together_make_the_corpus_once(tmp_path):
-    command = [sys.executable, "-c", PREPARE, "stdlib", str(tmp_path / "corpus"), "1"]
+def test_processes_that_start_together_make_the_corpus_once(rows, tmp_path):
+    command = [sys.executable, "-c", PREPARE, str(rows), str(tmp_path / "corpus"), "1"]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     reports = [process.communicate(timeout=120)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0]

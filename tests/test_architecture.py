@@ -1,0 +1,64 @@
+"""The floors of the house: a file imports only from lower floors or from its own room."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "gpt_lightning"
+FLOORS = [  # lowest first; rooms on one floor do not know each other
+    {"model", "data", "optim", "report"},
+    {"checkpoint"},
+    {"module", "callbacks", "checkpoint_io", "run_dir"},
+    {"summary"},
+    {"gpt_cli", "generator", "convert"},
+    {"train"},
+    {"cli", "__init__", "__main__"},
+]
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The first folder or file name below the package."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def floor(name: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if name in rooms)
+
+
+def imported_rooms(path: Path) -> set[str]:
+    modules = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+    return {module.split(".")[1] for module in modules if module.startswith("gpt_lightning.")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path):
+    own = room(path)
+    for other in imported_rooms(path):
+        assert other == own or floor(other) < floor(own) or floor(own) == len(FLOORS) - 1, f"{own} imports {other}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_are_one_page_with_a_docstring(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 280
+    assert ast.get_docstring(ast.parse(text))
+
+
+def test_the_model_needs_torch_alone():
+    allowed = {"torch", "jaxtyping", "gpt_lightning", "collections", "dataclasses", "functools", "math", "typing"}
+    optional = {"huggingface.py": {"safetensors", "transformers", "json", "os", "pathlib", "shutil", "contextlib"}}
+    for path in (PACKAGE / "model").glob("*.py"):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+        assert names <= allowed | optional.get(path.name, set()), path
