@@ -111,6 +111,15 @@ def find_checkpoint(path: str | Path) -> Path:
     raise ValueError(f"no checkpoint in {path}; expected a run folder with checkpoints/, or a .ckpt file")
 
 
+def find_tokenizer(path: str | Path) -> Path:
+    """The tokenizer.json of the run that `path`, a run folder or one of its checkpoints, belongs to."""
+    checkpoint = find_checkpoint(path)
+    for folder in (Path(path), checkpoint.parent, checkpoint.parent.parent):
+        if (folder / "tokenizer.json").is_file():
+            return folder / "tokenizer.json"
+    raise ValueError(f"no tokenizer.json beside {checkpoint}; keep the checkpoint in its run folder, or copy it there")
+
+
 def gpt_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The weights of the GPT inside a checkpoint of a GPTModule."""
     return {

@@ -19,7 +19,7 @@ from gpt_lightning.checkpoint import check_same_model, gpt_config_to_dict, load_
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.loss import IGNORED, LossConfig, linear_cross_entropy, token_nats
 from gpt_lightning.model.sharding import build_sharded
-from gpt_lightning.optim.groups import OptimConfig, adamw
+from gpt_lightning.optim.groups import OptimConfig, adamw, number_by_model
 from gpt_lightning.optim.schedules import ScheduleConfig, lr_multiplier
 
 Batch = tuple[Tensor, Tensor]
@@ -62,7 +62,7 @@ class GPTModule(LightningModule):
     def configure_model(self) -> None:
         if self.gpt is not None:
             return
-        self.gpt = build_sharded(self.gpt_config, getattr(self, "device_mesh", None))
+        self.gpt = build_sharded(self.gpt_config, self._device_mesh)
         if self.init_from and not self.trainer.ckpt_path:
             load_gpt_weights(self.gpt, self.init_from)
         if self.compile_blocks:
@@ -142,6 +142,9 @@ class GPTModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gpt_config"] = gpt_config_to_dict(self.gpt_config)
         checkpoint["tokens_seen"] = self.tokens_seen
+        if self._device_mesh is None and "optimizer_states" in checkpoint:
+            roles = self._net.roles()
+            checkpoint["optimizer_states"] = [number_by_model(s, roles) for s in checkpoint["optimizer_states"]]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_same_model(checkpoint, self.gpt_config)

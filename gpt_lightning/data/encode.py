@@ -87,12 +87,17 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
     return Encoded(np.concatenate([part for ids in documents for part in (ids, eot)]), lengths, n_bytes)
 
 
+def _n_cores() -> int:
+    """Cores this process may use; macOS only tells how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def encode_splits(
     source: Source, tokenizer: Tokenizer, splitter: Splitter, n_threads: int | None = None
 ) -> Iterator[tuple[str, Encoded]]:
     """`(split, ids)` of every document of `source`, in the same order whatever `n_threads` (None: one per core)."""
     chunks = _chunks(source.read(lambda _: True), splitter)
-    n_threads = n_threads or len(os.sched_getaffinity(0))
+    n_threads = n_threads or _n_cores()
     if n_threads == 1:
         for split, texts in chunks:
             yield split, encode(tokenizer, texts)

