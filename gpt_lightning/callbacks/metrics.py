@@ -40,6 +40,9 @@ class RunMetrics(Callback):
             truncate_metrics(self.path, pl_module.tokens_seen)  # rows past the checkpoint that is resumed
         self._reset(trainer, pl_module)
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        self._lr = optimizer.param_groups[0]["lr"]  # by the time the step is logged, the scheduler has moved on
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         targets = batch[1]
         # Lightning divides each micro-step's loss by the accumulation

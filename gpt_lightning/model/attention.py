@@ -41,7 +41,7 @@ class LayerCache:
             return self._update_band(keys, values, self.band_width)
         if self.keys is None or self.values is None:
             B, H, _, K = keys.shape
-            self.keys, self.values = keys.new_empty(2, B, H, self.capacity, K).unbind()
+            self.keys, self.values = (keys.new_empty(B, H, self.capacity, K) for _ in range(2))
         start = self.length - keys.shape[2]
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
@@ -101,6 +101,23 @@ def band_block_mask(n_tokens: int, band_width: int, device: torch.device) -> Blo
     return create_block_mask(in_band, None, None, n_tokens, n_tokens, device=str(device))
 
 
+SHORT = 512  # tokens up to which the products below beat torch's flash kernel on a CPU
+
+
+def short_causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Causal attention of (B, H, T, K) bf16 tensors as two plain matrix products, for CPUs and short contexts.
+
+    The flash kernel of torch 2.13 takes twice as long here (B 16, H 6, T 256, K 64: 47 against 24 ms, forward and
+    backward on two cores); it pays once the (T, T) scores no longer fit the cache.
+    """
+    B, H, T, K = q.shape
+    q, k, v = (x.reshape(B * H, T, K) for x in (q, k, v))
+    with torch.autocast("cpu", enabled=False):  # it would run the softmax in float32
+        above = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1).expand(B * H, T, T)
+        weights = torch.baddbmm(above, q, k.transpose(1, 2), alpha=K**-0.5).softmax(-1)
+        return (F.dropout(weights, dropout) @ v).view(B, H, T, K)
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention with one fused projection for queries, keys and values."""
 
@@ -123,10 +140,12 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
         if cache is not None:
             k, v = cache.update(k, v)
+        dropout = self.dropout if self.training else 0.0
+        causal = mask is None and T > 1
         if isinstance(mask, BlockMask):
             y = flex_attention(q, k, v, block_mask=mask)
+        elif causal and T <= SHORT and x.device.type == "cpu" and q.dtype == torch.bfloat16:
+            y = short_causal_attention(q, k, v, dropout)
         else:
-            dropout = self.dropout if self.training else 0.0
-            causal = mask is None and T > 1
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         return self.residual_dropout(self.proj(y.transpose(1, 2).reshape(B, T, D)))

@@ -14,6 +14,8 @@ from gpt_lightning.data.datamodule import CorpusDataModule
 from gpt_lightning.data.prepare import PrepareConfig, prepare
 from gpt_lightning.data.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning's own use of torch, with any loader
+
 
 class Recorder(LightningModule):
     """The smallest module that trains; it keeps what it was given."""
@@ -104,7 +106,7 @@ def test_the_validation_text_is_what_the_windows_score(corpus):
     assert len(text) == int(data.token_bytes[scored].sum())
 
 
-@pytest.mark.filterwarnings("error", "ignore:.*LeafSpec")  # Lightning's own use of torch, with any loader
+@pytest.mark.filterwarnings("error", "ignore:.*LeafSpec")
 def test_the_trainer_counts_what_it_trains_on_and_nothing_warns(corpus, tmp_path):
     data, recorder = module(corpus), Recorder()
     fit = trainer(tmp_path, max_steps=6, accumulate_grad_batches=2, val_check_interval=4, check_val_every_n_epoch=None)
