@@ -26,6 +26,7 @@ from gpt_lightning.callbacks.preemption import Preemption
 from gpt_lightning.callbacks.progress import TokenProgressBar
 from gpt_lightning.callbacks.resume import ResumeRandomState
 from gpt_lightning.callbacks.samples import Samples
+from gpt_lightning.checkpoint import find_checkpoint
 from gpt_lightning.checkpoint_io import AtomicCheckpointIO
 from gpt_lightning.data.batches import accumulation
 from gpt_lightning.data.datamodule import CorpusDataModule
@@ -72,6 +73,7 @@ class GPTCLI(LightningCLI):
             parser_kwargs={
                 "parser_mode": "yaml_counts",
                 "exit_on_error": False,
+                "allow_abbrev": False,
                 "prog": f"gpt-lightning {verb}",
                 "description": VERBS[verb],
             },
@@ -119,6 +121,8 @@ class GPTCLI(LightningCLI):
             raise ValueError("max_tokens and val_interval_tokens must be at least 1")
         data = config.data
         accumulation(data.batch_tokens, data.micro_batch_size, data.context_length, world_size=1)
+        if config.model.init_from:
+            find_checkpoint(config.model.init_from)
         config.run_dir = config.run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S")
         self.run_dir = RunDir(Path(config.run_dir))
         if self.verb == "fit" and is_rank_zero():
@@ -130,7 +134,7 @@ class GPTCLI(LightningCLI):
         """What config.yaml holds: all settings, without what is derived, and never to overwrite when run again."""
         config = self.config.clone()
         config.if_exists = "refuse"
-        return self.parser.dump(config, skip_link_targets=True, skip_none=True)
+        return self.parser.dump(config, skip_link_targets=True, skip_unset=True)
 
     def _derive(self, config: Any) -> None:
         config.trainer.max_steps = math.ceil(config.max_tokens / config.data.batch_tokens)

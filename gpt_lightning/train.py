@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.callbacks import LambdaCallback
 
 from gpt_lightning.checkpoint import find_checkpoint
 from gpt_lightning.gpt_cli import GPTCLI, is_rank_zero, say
@@ -34,15 +35,13 @@ def run(args: Sequence[str], verb: str = "fit") -> dict[str, Any]:
 
 
 def _fit(cli: GPTCLI) -> dict[str, Any]:
-    trainer, run_dir = cli.trainer, cli.run_dir
+    trainer: Any = cli.trainer
+    run_dir = cli.run_dir
     checkpoint = run_dir.resume_checkpoint() if cli.config.if_exists == "resume" else None
     if is_rank_zero():
         run_dir.claim(cli.config.if_exists)
-        run_dir.write_text("config.yaml", cli.stack)
-        if cli.datamodule.tokenizer is not None:
-            cli.datamodule.tokenizer.save(run_dir / "tokenizer.json")
-        for logger in trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(cli.stack))
+        # once a checkpoint has been accepted, so that a refused one leaves the folder as it was
+        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _describe(cli)))
     print_start(trainer, cli.model, cli.datamodule, run_dir.path, checkpoint)
     started = time.perf_counter()
     trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -52,6 +51,15 @@ def _fit(cli: GPTCLI) -> dict[str, Any]:
         run_dir.write_summary(summary)
         print_summary(summary)
     return summary
+
+
+def _describe(cli: GPTCLI) -> None:
+    """Write what the run is into its folder and its loggers."""
+    cli.run_dir.write_text("config.yaml", cli.stack)
+    if cli.datamodule.tokenizer is not None:
+        cli.datamodule.tokenizer.save(cli.run_dir / "tokenizer.json")
+    for logger in cli.trainer.loggers:
+        logger.log_hyperparams(yaml.safe_load(cli.stack))
 
 
 def _evaluate(cli: GPTCLI, verb: str) -> dict[str, Any]:

@@ -2,4 +2,7 @@
 
 import jaxtyping
 
-jaxtyping.install_import_hook("gpt_lightning.model", "beartype.beartype")
+# As everywhere in Python, an int will do where a float is expected (PEP 484).
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+
+jaxtyping.install_import_hook("gpt_lightning.model", CHECKER)

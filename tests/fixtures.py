@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-WORDS = "the model reads a text and learns which word comes next because words follow words in any language".split()
+WORDS = ["the", "model", "reads", "a", "text", "and", "learns", "which", "word", "comes", "next", "in", "language"]
 
 TINY = {
     "max_tokens": 1024,

@@ -28,7 +28,7 @@ def linear_few_rows(
     weight: Float[Tensor, "outputs inputs"],
     bias: Float[Tensor, " outputs"] | None = None,
 ) -> Float[Tensor, "*batch outputs"]:
-    """F.linear as a batched product of the two halves of `weight`."""
+    """F.linear as a batched product of the two halves of `weight`, which has two rows or more."""
     n_outputs, n_inputs = weight.shape
     even = n_outputs // 2 * 2
     columns = x.reshape(-1, n_inputs).t()
@@ -57,5 +57,6 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
         and 0 < x.numel() <= MAX_ROWS * x.shape[-1]
         and type(weight) in (Tensor, nn.Parameter)  # not a piece of a sharded one
         and weight.is_contiguous()
+        and len(weight) > 1
         and torch.backends.mkl.is_available()
     )

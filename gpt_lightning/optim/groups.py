@@ -60,8 +60,8 @@ def parameter_groups(
 def number_by_model(state: dict[str, Any], roles: Mapping[str, str]) -> dict[str, Any]:
     """An optimizer's state_dict with parameters numbered as the model lists them, not as the groups do.
 
-    Loading does not mind: it goes by position in the groups. But FSDP reads and writes numbers in the model's order, and
-    so a checkpoint moves between one process, DDP and FSDP.
+    Loading does not mind: it goes by position in the groups. But FSDP reads and writes numbers in the model's order,
+    and so a checkpoint moves between one process, DDP and FSDP.
     """
     in_groups = [name for role in dict.fromkeys(roles.values()) for name in roles if roles[name] == role]
     in_model = {name: number for number, name in enumerate(roles)}

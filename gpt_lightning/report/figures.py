@@ -18,7 +18,10 @@ def loss_curve(
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    styles: dict[str, dict[str, Any]] = {"train": {"color": "#9db4d0", "linewidth": 1.2}, "val": {"color": "#1f4e8c", "marker": "o"}}
+    styles: dict[str, dict[str, Any]] = {
+        "train": {"color": "#9db4d0", "linewidth": 1.2},
+        "val": {"color": "#1f4e8c", "marker": "o"},
+    }
     for split, style in styles.items():
         column = f"{split}/{unit}"
         if column in metrics:
