@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loggers import WandbLogger
 
 from gpt_lightning.checkpoint import find_checkpoint
 from gpt_lightning.gpt_cli import GPTCLI, is_rank_zero, say
@@ -32,6 +33,9 @@ def run(args: Sequence[str], verb: str = "fit") -> dict[str, Any]:
             return _fit(cli) if verb == "fit" else _evaluate(cli, verb)
         finally:
             cli.run_dir.release()
+            for logger in cli.trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.experiment.finish()  # or the next run in this process would go on with it
 
 
 def _fit(cli: GPTCLI) -> dict[str, Any]:

@@ -8,13 +8,12 @@ skipped but the causal masks that old files hold.
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
 
@@ -28,7 +27,7 @@ PROJECTIONS = {
     "mlp.proj": "mlp.c_proj",
 }
 LAYER_NORMS = ("ln_1", "ln_2")
-CAUSAL_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # buffers of transformers before version 4.31
+CAUSAL_MASKS = (".attn.bias", ".attn.masked_bias")  # buffers of transformers before version 4.31
 
 # Ours: theirs, and what a config.json that does not say it means (transformers' GPT2Config).
 SETTINGS: dict[str, tuple[str, Any]] = {
@@ -61,7 +60,7 @@ def import_gpt2(folder: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     folder = Path(folder)
     settings = _read_json(folder / "config.json")
     theirs = {key.removeprefix("transformer."): value for key, value in _read_weights(folder).items()}
-    theirs = {key: value for key, value in theirs.items() if not CAUSAL_MASK.fullmatch(key)}
+    theirs = {key: value for key, value in theirs.items() if not key.endswith(CAUSAL_MASKS)}
     config = _gpt_config(settings)
     head = theirs.get("lm_head.weight")
     if config.tie_embedding and head is not None and "wte.weight" in theirs:
@@ -166,9 +165,11 @@ def _their_state(gpt: GPT) -> dict[str, Tensor]:
         key = _their_name(name)
         key = key if key.startswith("lm_head.") else f"transformer.{key}"
         state[key] = (value.t() if _is_transposed(name) else value).contiguous()
-    if not gpt.config.bias:
-        for key in [key for key in state if re.search(r"\.(ln_\w|c_\w+)\.weight$", key)]:
-            state[key.replace(".weight", ".bias")] = state[key].new_zeros(state[key].shape[-1])
+    for name, module in gpt.blocks.named_modules(prefix="blocks"):
+        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is None:
+            state["transformer." + _their_name(f"{name}.bias")] = module.weight.new_zeros(len(module.weight)).cpu()
+    if gpt.ln_f.bias is None:
+        state["transformer.ln_f.bias"] = gpt.ln_f.weight.new_zeros(len(gpt.ln_f.weight)).cpu()
     return state
 
 

@@ -14,7 +14,7 @@ from gpt_lightning.model.gpt import GPT, GPTConfig, Role
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 
 # Brown et al. 2020 (arXiv 2005.14165): sizes from Table 2.1, parameters in millions as printed in Table D.1, and half
-# of the last digit printed there. The paper's n_heads 24 (XL) and d_model 5140 (13B) contradict its own d_head: misprints.
+# of the last digit printed there. The paper's n_heads 24 (XL) and d_model 5140 (13B) contradict its own d_head.
 GPT3 = {  # n_layers, d_model, n_heads, d_head, millions, tolerance
     "125m": (12, 768, 12, 64, 125, 0.5),
     "350m": (24, 1024, 16, 64, 356, 0.5),

@@ -1,0 +1,99 @@
+"""Every config runs: laid under configs/debug.yaml, on a small text, for its two steps."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import gpt_lightning as gl
+from gpt_lightning.model.flops import count_parameters
+from gpt_lightning.model.gpt import GPTConfig
+from tests.fixtures import environment, write_text
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ALL = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
+SMALL = {"data.corpus": "text.txt", "data.prepare.tokenizer": "bytes", "trainer.accelerator": "cpu"}
+
+# Brown et al. 2020 (arXiv 2005.14165), Table 2.1: batch in tokens, learning rate; Table D.1: parameters in millions.
+GPT3 = {
+    "125m": (0.5e6, 6.0e-4, 125),
+    "350m": (0.5e6, 3.0e-4, 356),
+    "760m": (0.5e6, 2.5e-4, 760),
+    "1.3b": (1e6, 2.0e-4, 1320),
+    "2.7b": (1e6, 1.6e-4, 2650),
+    "6.7b": (2e6, 1.2e-4, 6660),
+    "13b": (2e6, 1.0e-4, 12850),
+    "175b": (3.2e6, 0.6e-4, 174600),
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    write_text(tmp_path / "text.txt")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name.parts[0] != "trainer"], ids=str)
+def test_runs_a_step_and_the_run_runs_again_from_its_config(folder, name):
+    result = gl.run([CONFIGS / name, CONFIGS / "debug.yaml"], SMALL)
+    assert result["step"] == 2 and result["tokens"] == 512
+    found = {path.name for path in (folder / "runs" / "debug").iterdir()} - {".lock"}
+    assert found == {"config.yaml", "metrics.csv", "samples.txt", "summary.json", "tokenizer.json", "checkpoints"}
+    again = gl.run([folder / "runs" / "debug" / "config.yaml"], {"run_dir": "again", "trainer.logger": False})
+    assert again["val/loss"] == result["val/loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ALL if name.parts[0] == "trainer"], ids=str)
+def test_runs_a_step_on_two_processes(folder, name):
+    flags = [f"--{key}={value}" for key, value in SMALL.items()]
+    if name.name == "fsdp2.yaml":
+        flags.append("--trainer.strategy.init_args.data_parallel_size=2")
+    configs = [f"--config={CONFIGS / name}", f"--config={CONFIGS / 'debug.yaml'}"]
+    command = [sys.executable, "-m", "gpt_lightning", "fit", *configs, *flags, "--trainer.devices=2"]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert "2 devices" in result.stdout
+
+
+def test_wandb_works_offline_and_shows_config_curves_samples_and_group(folder):
+    options = {**SMALL, "trainer.logger.init_args.group": "a-group"}
+    gl.run([CONFIGS / "quickstart.yaml", CONFIGS / "logger" / "wandb.yaml", CONFIGS / "debug.yaml"], options)
+    (path,) = (folder / "runs" / "wandb").glob("offline-run-*/run-*.wandb")
+    data = path.read_bytes()
+    for word in (b"a-group", b"d_model", b"val/bits_per_byte", b"train/loss", b"sample"):
+        assert word in data, word
+
+
+def test_tensorboard_has_curves_over_tokens_and_samples(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    gl.run([CONFIGS / "quickstart.yaml", CONFIGS / "logger" / "tensorboard.yaml", CONFIGS / "debug.yaml"], SMALL)
+    (folder_of_run,) = (folder / "runs" / "tensorboard").iterdir()
+    events = EventAccumulator(str(folder_of_run)).Reload()
+    assert [event.step for event in events.Scalars("val/loss")] == [256, 512]
+    assert "sample/text_summary" in events.Tags()["tensors"]
+
+
+@pytest.mark.parametrize("row", GPT3)
+def test_gpt3_rows_have_the_papers_numbers(row):
+    batch_tokens, lr, millions = GPT3[row]
+    config = yaml.safe_load((CONFIGS / "model" / f"gpt3-{row}.yaml").read_text())
+    gpt = {**config["model"]["gpt"], "attention_pattern": tuple(config["model"]["gpt"]["attention_pattern"])}
+    counted = count_parameters(GPTConfig(**gpt, context_length=config["data"]["context_length"])).total / 1e6
+    assert counted == pytest.approx(millions, rel=0.005)
+    assert config["model"]["optim"]["lr"] == lr
+    assert config["data"]["batch_tokens"] == pytest.approx(batch_tokens, rel=0.05)
+    unit = config["data"]["micro_batch_size"] * config["data"]["context_length"] * 8
+    assert config["data"]["batch_tokens"] % unit == 0, "does not divide over 8 devices"
+
+
+@pytest.mark.parametrize("name", ALL, ids=str)
+def test_the_header_says_what_it_is_for(name):
+    first = (CONFIGS / name).read_text().splitlines()[0]
+    assert first.startswith("# ") and os.linesep not in first and len(first) > 40
