@@ -13,7 +13,7 @@ from gpt_lightning.checkpoint import gpt_config_to_dict, write_checkpoint
 from gpt_lightning.cli import main as cli
 from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.generator import TextDecoder, TextGenerator, _parser, load
-from gpt_lightning.model.generate import SamplingConfig
+from gpt_lightning.model.generate import SamplingConfig, generate_tokens
 from gpt_lightning.model.gpt import GPT, GPTConfig
 
 TOKENIZER = Tokenizer.bytes_only()  # every byte its own token, so characters and stop strings are spread over several
@@ -63,7 +63,17 @@ def test_the_text_ends_with_the_document(generator):
     assert generator.generate("", max_new_tokens=1000, temperature=0) == TEXT
 
 
-STOPS = [["end"], ["京"], ["the e", "end"], ["nd,", "the end, or not"], ["nowhere"], ["soo", "s", "o s"], ["n"], [TEXT]]
+STOPS = [
+    ["end"],
+    ["京"],
+    ["the e", "end"],
+    ["nd,", "the end, or not"],
+    ["nowhere"],
+    ["so long"],
+    ["soo", "s", "o s"],
+    ["n"],
+    [TEXT],
+]
 
 
 @pytest.mark.parametrize("stop", STOPS, ids=str)
@@ -79,7 +89,7 @@ def test_streamed_pieces_are_whole_characters_and_add_up_to_the_whole(generator,
     assert len(pieces) > 1 or len(expected(TEXT, stop)) <= 1 or stop == [TEXT]
 
 
-@pytest.mark.parametrize("stop", [[], ["aa"], ["ab", "ba"], ["aab", "ab", "b"], ["é€", "a"]], ids=str)
+@pytest.mark.parametrize("stop", [[], ["aa"], ["ab", "ba"], ["aab", "ab", "b"], ["é€", "a"], ["aéb", "é"]], ids=str)
 def test_how_the_bytes_are_cut_changes_nothing(stop):
     numbers = torch.Generator().manual_seed(0)
 
@@ -116,6 +126,14 @@ def test_several_prompts_give_a_list_and_each_what_it_gives_alone():
     prompts = ["def ", "", "héllo wörld"]
     together = generator.generate(prompts, temperature=0, max_new_tokens=60)
     assert together == [generator.generate(prompt, temperature=0, max_new_tokens=60) for prompt in prompts]
+
+
+def test_an_empty_prompt_is_the_start_of_a_document():
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=257, context_length=32, n_layers=2, n_heads=2, d_model=16, init_std=0.5)).eval()
+    steps = list(generate_tokens(gpt, [[TOKENIZER.eot_id]], SamplingConfig(max_new_tokens=20, seed=1)))
+    written = TextGenerator(gpt, TOKENIZER).generate("", max_new_tokens=20, seed=1)
+    assert written == TOKENIZER.decode([step[0] for step in steps]) != ""
 
 
 def test_what_cannot_be_is_one_clear_error(generator, tmp_path):

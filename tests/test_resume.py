@@ -23,9 +23,9 @@ def uninterrupted(tmp_path_factory) -> Path:
     return folder
 
 
-def start(folder: Path) -> subprocess.Popen:
+def start(folder: Path, **options) -> subprocess.Popen:
     write_text(folder / "text.txt")
-    options = {"data.corpus": "text.txt", "run_dir": "run", "if_exists": "resume"}
+    options = {"data.corpus": "text.txt", "run_dir": "run", "if_exists": "resume", **options}
     return subprocess.Popen(command("fit", options), cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
 
 
@@ -95,3 +95,19 @@ def test_a_damaged_last_checkpoint_is_passed_over_loudly(uninterrupted, tmp_path
     result = fit_in_process(tmp_path / "copy", options)
     assert result.returncode == 0, result.stderr
     assert "last.ckpt is damaged" in result.stderr and "best.ckpt" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_ranks_stops_both_and_the_run_goes_on(tmp_path):
+    ranks = {"trainer.strategy": "ddp", "trainer.devices": 2, "max_tokens": 64 * 400, "val_interval_tokens": 640}
+    process = start(tmp_path, **ranks)
+    wait_for_step(tmp_path, process, 10)
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    saved = read(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert 10 <= saved["global_step"] < 400 and len(saved["callbacks"]["ResumeRandomState"]["ranks"]) == 2
+    again = {"data.corpus": "text.txt", "run_dir": "run", "if_exists": "resume", **ranks}
+    again["max_tokens"] = 64 * (saved["global_step"] + 2)
+    result = fit_in_process(tmp_path, again)
+    assert result.returncode == 0, result.stderr

@@ -33,6 +33,8 @@ class Preemption(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
+        # Lightning 2.6 broadcasts its flag, with a sync, before every micro-step: 2.7 ms of 5.2 on two gloo processes.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
             # after Lightning has put its own there
             self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}

@@ -1,0 +1,29 @@
+"""Notebooks run from top to bottom with debug settings, and are stored without outputs."""
+
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_is_stored_without_outputs_and_short(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert len(cells) < 20
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells if cell.cell_type == "code")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_runs_with_debug_settings_and_draws(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    (tmp_path / "configs").symlink_to(path.parents[1] / "configs")
+    settings = next(cell for cell in notebook.cells if "OPTIONS =" in cell.source)
+    settings.source += "\nOPTIONS = DEBUG\n"
+    nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert not [o for o in outputs if o.get("name") == "stderr" and "Warning" in o["text"]]

@@ -1,0 +1,47 @@
+"""The README's commands run: each `gpt-lightning` line as it stands, made small by flags laid over it."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from gpt_lightning import cli
+from tests.fixtures import write_text
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)).replace("\\\n", " ")
+COMMANDS = [line.split("#")[0].strip() for line in BLOCKS.splitlines() if line.startswith("gpt-lightning ")]
+SMALL = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.num_nodes=1"]
+
+
+@pytest.mark.slow
+def test_every_command_runs_in_the_order_it_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    write_text(tmp_path / "my.txt")
+    assert len(COMMANDS) >= 8
+    for command in COMMANDS:
+        verb, *options = shlex.split(command)[1:]
+        if verb in ("fit", "validate"):
+            run_dir = [o for o in options if o.startswith("runs/")]
+            options += ["--config=configs/debug.yaml", "--data.prepare.tokenizer=bytes", *SMALL]
+            options += ["--if_exists=overwrite", *(f"--run_dir={path}" for path in run_dir)]
+            options += ["--run_dir=runs/quickstart"] if "configs/quickstart.yaml" in options and not run_dir else []
+        if verb == "generate":
+            options += ["--max_new_tokens=3"]
+        assert cli.main(options and [verb, *options]) == 0, command + "\n" + capsys.readouterr().err
+
+
+def test_the_tree_names_every_file_of_the_package():
+    for path in (ROOT / "gpt_lightning").rglob("*.py"):
+        if path.name not in ("__init__.py", "__main__.py"):
+            assert re.search(rf"\b{path.stem}\b", TEXT), path
+
+
+def test_is_under_200_lines_and_its_links_exist():
+    assert TEXT.count("\n") < 200
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
