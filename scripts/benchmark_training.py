@@ -186,7 +186,13 @@ def benchmark_trainer(args: argparse.Namespace) -> None:
 def benchmark_memory(args: argparse.Namespace) -> None:
     figures = {}
     for name in contenders(GPT_124M, args.nanogpt, compiled=False):
-        command = [sys.executable, str(Path(__file__).resolve()), "--peak", name, *(["--nanogpt", args.nanogpt] if args.nanogpt else [])]
+        command = [
+            sys.executable,
+            str(Path(__file__).resolve()),
+            "--peak",
+            name,
+            *(["--nanogpt", args.nanogpt] if args.nanogpt else []),
+        ]
         figures[name] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1e9
     report("peak memory, GPT 124M, B 2, T 1024, bf16", figures, "GB")
 

@@ -62,7 +62,8 @@ def test_runs_a_step_on_two_processes(folder, name):
 
 
 def test_wandb_works_offline_and_shows_config_curves_samples_and_group(folder):
-    options = {**SMALL, "trainer.logger.init_args.group": "a-group"}
+    where = {"trainer.logger.init_args.save_dir": str(folder / "runs")}  # wandb keeps to its first working directory
+    options = {**SMALL, **where, "trainer.logger.init_args.group": "a-group"}
     gl.run([CONFIGS / "quickstart.yaml", CONFIGS / "logger" / "wandb.yaml", CONFIGS / "debug.yaml"], options)
     (path,) = (folder / "runs" / "wandb").glob("offline-run-*/run-*.wandb")
     data = path.read_bytes()

@@ -21,7 +21,7 @@ def test_is_stored_without_outputs_and_short(path):
 def test_runs_with_debug_settings_and_draws(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     (tmp_path / "configs").symlink_to(path.parents[1] / "configs")
-    settings = next(cell for cell in notebook.cells if "OPTIONS =" in cell.source)
+    settings = next(c for c in notebook.cells if c.cell_type == "code" and "OPTIONS =" in c.source)
     settings.source += "\nOPTIONS = DEBUG\n"
     nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -10,7 +10,7 @@ import gpt_lightning as gl
 from gpt_lightning.checkpoint import load_gpt
 from gpt_lightning.gpt_cli import GPTCLI, supported_precision
 from gpt_lightning.report.runs import append_metrics, read_metrics, truncate_metrics
-from tests.fixtures import TINY, arguments, write_text
+from tests.fixtures import TINY, arguments, fit_in_process, write_text
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_scores_are_those_of_the_saved_weights_over_the_whole_validation_text(fo
     result = run()
     gpt = load_gpt("run")
     corpus = GPTCLI(arguments({"data.corpus": "text.txt", "run_dir": "other"})).datamodule
-    (text,) = {b"".join(corpus.val_text_bytes())}
+    text = b"".join(corpus.val_text_bytes())
     split = corpus.corpora[0].split("val")
     tokens = torch.from_numpy(split.windows([0], split.n_tokens - 1)[0].astype("int64"))
     nats = 0.0  # by hand: window by window, plain cross entropy
@@ -38,8 +38,8 @@ def test_scores_are_those_of_the_saved_weights_over_the_whole_validation_text(fo
         nats += torch.nn.functional.cross_entropy(logits[0], window[1:], reduction="sum").item()
     assert result["val/loss"] == pytest.approx(nats / (len(tokens) - 1), rel=1e-5)
     assert result["val/perplexity"] == pytest.approx(math.exp(result["val/loss"]), rel=1e-5)
-    scored = len(text) - (1 if tokens[0] != 256 else 0)  # the very first token is never a target
-    assert result["val/bits_per_byte"] == pytest.approx(nats / math.log(2) / scored, rel=1e-5)
+    assert bytes(tokens[1:][tokens[1:] < 256].tolist()) == text  # the very first token is never a target
+    assert result["val/bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
 
 
 def test_accumulation_changes_nothing(folder):
@@ -48,9 +48,7 @@ def test_accumulation_changes_nothing(folder):
     parts = run(**options, **{"data.micro_batch_size": 2, "run_dir": "parts"})
     a, b = read_metrics("run"), read_metrics("parts")
     for column in ("train/loss", "train/bits_per_byte", "train/grad_norm", "train/lr"):
-        torch.testing.assert_close(
-            torch.tensor(a[column].dropna()), torch.tensor(b[column].dropna()), rtol=1e-5, atol=0
-        )
+        assert list(a[column].dropna()) == pytest.approx(list(b[column].dropna()), rel=1e-5), column
     assert parts["val/loss"] == pytest.approx(whole["val/loss"], rel=1e-5)
 
 
@@ -106,9 +104,13 @@ def test_samples_do_not_change_the_run(folder):
     assert not (folder / "without" / "samples.txt").exists()
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_to_the_same_loss_under_the_same_names(folder):
     plain = run(max_tokens=128, **{"model.gpt.dropout": 0.0})
-    compiled = run(max_tokens=128, run_dir="compiled", **{"model.gpt.dropout": 0.0, "model.compile": True})
+    options = {"max_tokens": 128, "run_dir": "compiled", "model.gpt.dropout": 0.0, "model.compile": True}
+    result = fit_in_process(folder, {"data.corpus": "text.txt", **options})  # the tests' type checks do not compile
+    assert result.returncode == 0 and "Warning" not in result.stderr, result.stderr
+    compiled = json.loads((folder / "compiled" / "summary.json").read_text())
     assert compiled["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-4)
     assert list(load_gpt("run").state_dict()) == list(load_gpt("compiled").state_dict())
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt_lightning.model.attention import KVCache
-from gpt_lightning.model.few_rows import FewRows
+from gpt_lightning.model.few_rows import MIN_D_MODEL, FewRows
 from gpt_lightning.model.gpt import GPT
 
 
@@ -104,7 +104,9 @@ def generate_tokens(
 def _next_logits(gpt: GPT, tokens: Int[Tensor, "batch time"], cache: KVCache) -> Float[Tensor, "batch vocab"]:
     # A compiled block would be compiled anew for every length of the cache; asking imports the compiler, so only then.
     compiled = any(getattr(block, "_compiled_call_impl", None) is not None for block in gpt.blocks)
-    with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), FewRows():
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    fast = FewRows() if gpt.config.d_model >= MIN_D_MODEL else nullcontext()
+    with eager, fast:
         return F.linear(gpt.hidden_states(tokens, cache)[:, -1], gpt.readout_weight)
 
 
