@@ -6,6 +6,7 @@ print(gl.load(result["run_dir"]).generate("def "))
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,9 @@ def run(configs: Sequence[str | Path] = (), options: Mapping[str, Any] | None = 
 
     Returns the run's last metrics, its size and its `run_dir`. Raises ValueError for what the user can mend.
     """
-    from gpt_lightning import train
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, in Jupyter without ipywidgets
+        from gpt_lightning import train
 
     arguments = [f"--config={path}" for path in configs]
     for name, value in (options or {}).items():

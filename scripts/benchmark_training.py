@@ -61,6 +61,8 @@ def hugging_face(shape: dict[str, int]) -> tuple[Loss, torch.optim.Optimizer]:
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             use_cache=False,
+            bos_token_id=0,
+            eos_token_id=0,
         )
     ).train()
 

@@ -18,13 +18,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 IGNORED = -100  # torch's own default for targets that do not count
+VOCAB_ROWS = 16_384  # of the weight's gradient at once: for GPT-3's vocabulary a whole product would take 77 MB
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """How the training loss is computed."""
 
-    chunk_tokens: int = 512
+    chunk_tokens: int = 256
     """Tokens whose logits exist at once; a larger chunk suits a GPU, memory is chunk_tokens x vocab_size x 4 bytes."""
 
     def __post_init__(self) -> None:
@@ -47,32 +48,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk = slice(start, start + chunk_tokens)
                 counted = targets[chunk] != IGNORED
                 target = targets[chunk].clamp(min=0)[:, None]
-                logits = F.linear(x[chunk], w).to(grad_weight.dtype)
-                normalizer = logits.logsumexp(1, keepdim=True)
-                total += ((normalizer - logits.gather(1, target))[:, 0] * counted).sum()
-                grad_logits = logits.sub_(normalizer).exp_()  # the softmax
-                grad_logits.scatter_add_(1, target, torch.full_like(normalizer, -1.0))
-                grad_logits = grad_logits.mul_(counted[:, None]).to(dtype)
+                scores = F.linear(x[chunk], w).to(grad_weight.dtype)
+                # One buffer, in place: logits, then their exponentials, then the softmax, then its gradient.
+                scores.sub_(scores.amax(1, keepdim=True))
+                at_target = scores.gather(1, target)
+                normalizer = scores.exp_().sum(1, keepdim=True)
+                total += ((normalizer.log() - at_target)[:, 0] * counted).sum()
+                scores.mul_(counted[:, None] / normalizer)
+                scores.scatter_add_(1, target, -counted[:, None].to(scores.dtype))
+                grad_logits = scores.to(dtype)
+                del scores
                 torch.mm(grad_logits, w, out=grad_hidden[chunk])
-                grad_weight += grad_logits.T @ x[chunk]
-        ctx.save_for_backward(grad_hidden, grad_weight)
+                for rows in range(0, len(weight), VOCAB_ROWS):
+                    part = slice(rows, rows + VOCAB_ROWS)
+                    grad_weight[part] += grad_logits[:, part].T @ x[chunk]
+        ctx.gradients = grad_hidden, grad_weight
         ctx.dtypes = hidden.dtype, weight.dtype
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
+        grad_hidden, grad_weight = ctx.gradients
+        ctx.gradients = None  # scaled in place below, so of use once
         dtypes = ctx.dtypes
-        grad_hidden = (grad_hidden.to(dtypes[0]) * grad_total).to(dtypes[0])
-        return grad_hidden, (grad_weight * grad_total).to(dtypes[1]), None, None
+        return grad_hidden.to(dtypes[0]).mul_(grad_total), grad_weight.to(dtypes[1]).mul_(grad_total), None, None
 
 
 def linear_cross_entropy(
     hidden: Float[Tensor, "tokens d_model"],
     weight: Float[Tensor, "vocab d_model"],
     targets: Int[Tensor, " tokens"],
-    chunk_tokens: int = 512,
+    chunk_tokens: int = 256,
 ) -> Float[Tensor, ""]:
     """Mean cross entropy in nats over the targets that are not -100, equal to that of the plain logits.
 
@@ -88,7 +95,7 @@ def token_nats(
     hidden: Float[Tensor, "tokens d_model"],
     weight: Float[Tensor, "vocab d_model"],
     targets: Int[Tensor, " tokens"],
-    chunk_tokens: int = 512,
+    chunk_tokens: int = 256,
 ) -> Float[Tensor, " tokens"]:
     """Cross entropy of each target in nats, 0 where it is -100; for evaluation, without gradients."""
     chunks = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
