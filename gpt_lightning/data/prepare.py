@@ -188,7 +188,7 @@ def summary(corpus: Corpus, seconds: float) -> str:
         "tokens": ", ".join(f"{name} {split.n_tokens:,}" for name, split in splits),
         "vocabulary": f"{corpus.vocab_size:,} ids",
         "text": f"{n_bytes:,} bytes, {n_bytes / n_tokens:.2f} per token",
-        "speed": f"{n_bytes / 1e6 / seconds:.1f} MB/s, tokenizer training included",
+        "speed": f"{n_bytes / 1e6 / seconds:.1f} MB/s in all",
         "corpus": str(corpus.path),
         "next": f"gpt-lightning fit --config configs/quickstart.yaml --data.corpus {corpus.path}",
     }

@@ -18,19 +18,25 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 IGNORED = -100  # torch's own default for targets that do not count
-VOCAB_ROWS = 16_384  # of the weight's gradient at once: for GPT-3's vocabulary a whole product would take 77 MB
+VOCAB_ROWS = 8_192  # of the weight's gradient at once: for GPT-3's vocabulary a whole product would take 77 MB
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """How the training loss is computed."""
 
-    chunk_tokens: int = 256
-    """Tokens whose logits exist at once; a larger chunk suits a GPU, memory is chunk_tokens x vocab_size x 4 bytes."""
+    chunk_tokens: int | None = None
+    """Tokens whose logits exist at once, at chunk_tokens x vocab_size x 4 bytes; chosen by device when not given."""
 
     def __post_init__(self) -> None:
-        if self.chunk_tokens < 1:
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
             raise ValueError(f"chunk_tokens {self.chunk_tokens}: must be at least 1")
+
+
+def default_chunk_tokens(vocab_size: int, device: torch.device) -> int:
+    """Chunks of 34 MB of logits on a CPU, where more does not stay in the cache, and of 0.5 GB elsewhere."""
+    tokens = (2**23 if device.type == "cpu" else 2**27) // vocab_size
+    return min(max(tokens // 64 * 64, 64), 512 if device.type == "cpu" else 8192)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -79,13 +85,14 @@ def linear_cross_entropy(
     hidden: Float[Tensor, "tokens d_model"],
     weight: Float[Tensor, "vocab d_model"],
     targets: Int[Tensor, " tokens"],
-    chunk_tokens: int = 256,
+    chunk_tokens: int | None = None,
 ) -> Float[Tensor, ""]:
     """Mean cross entropy in nats over the targets that are not -100, equal to that of the plain logits.
 
     Matrix products run in the autocast dtype, the softmax and the sums in float32 (float64 for float64 input).
     Differentiable once, in hidden and weight.
     """
+    chunk_tokens = chunk_tokens or default_chunk_tokens(len(weight), hidden.device)
     total = _LinearCrossEntropy.apply(hidden, weight, targets, chunk_tokens)
     return total / (targets != IGNORED).sum().clamp(min=1)
 
@@ -95,9 +102,10 @@ def token_nats(
     hidden: Float[Tensor, "tokens d_model"],
     weight: Float[Tensor, "vocab d_model"],
     targets: Int[Tensor, " tokens"],
-    chunk_tokens: int = 256,
+    chunk_tokens: int | None = None,
 ) -> Float[Tensor, " tokens"]:
     """Cross entropy of each target in nats, 0 where it is -100; for evaluation, without gradients."""
+    chunk_tokens = chunk_tokens or default_chunk_tokens(len(weight), hidden.device)
     chunks = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
     dtype = _at_least_float32(hidden.dtype)
     losses = [F.cross_entropy(F.linear(x, weight).to(dtype), y, reduction="none") for x, y in chunks]
