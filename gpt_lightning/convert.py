@@ -65,6 +65,8 @@ def import_main(argv: list[str]) -> int:
 
 def import_run(source: Path, path: Path) -> None:
     """Make a run folder from a GPT-2 folder. Raises ValueError, with nothing written, when it cannot be one."""
+    from importlib.metadata import version
+
     from gpt_lightning.checkpoint import gpt_config_to_dict, write_checkpoint
     from gpt_lightning.data.tokenizer import Tokenizer
     from gpt_lightning.model.huggingface import import_gpt2
@@ -86,6 +88,7 @@ def import_run(source: Path, path: Path) -> None:
             "state_dict": {f"gpt.{name}": value for name, value in state.items()},
             "gpt_config": gpt_config_to_dict(config),
             "tokens_seen": 0,
+            "pytorch-lightning_version": version("lightning"),  # without it Lightning reads no checkpoint
         }
         write_checkpoint(checkpoint, run_dir.checkpoints / "best.ckpt")
         run_dir.write_text("config.yaml", _config_yaml(config, source, path))

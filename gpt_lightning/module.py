@@ -148,6 +148,8 @@ class GPTModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_same_model(checkpoint, self.gpt_config)
+        if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
+            raise ValueError("the checkpoint holds weights alone; start a new run from it with --model.init_from")
         self.tokens_seen = checkpoint["tokens_seen"]
 
     @property

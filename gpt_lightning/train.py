@@ -70,9 +70,10 @@ def _evaluate(cli: GPTCLI, verb: str) -> dict[str, Any]:
     checkpoint = find_checkpoint(cli.config.ckpt_path or cli.run_dir.path)
     method = {"validate": cli.trainer.validate, "test": cli.trainer.test}.get(verb)
     if method is not None:
-        (scores,) = method(cli.model, cli.datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)
-        print_scores(dict(scores), checkpoint)
-        return dict(scores)
+        method(cli.model, cli.datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)
+        scores = {key: value.item() for key, value in cli.trainer.callback_metrics.items()}
+        print_scores(scores, checkpoint)
+        return scores
     batches = cli.trainer.predict(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     losses = torch.cat(list(batches)).tolist()  # type: ignore[arg-type]
     rows = [f"{i},{loss}" for i, loss in enumerate(losses) if not math.isnan(loss)]

@@ -66,6 +66,17 @@ def test_training_goes_on_from_an_imported_model(imported, tmp_path, monkeypatch
     torch.testing.assert_close(trained.state_dict(), start.state_dict(), atol=1e-6, rtol=0)  # with so small a lr
 
 
+def test_an_imported_model_is_scored_but_has_no_run_to_go_on_with(imported, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path / "text.txt")
+    sizes = {"model.gpt.n_layers": 2, "model.gpt.d_model": 16, "model.gpt.dropout": 0.1, "model.gpt.init_std": 0.5}
+    flags = arguments({**sizes, "data.corpus": "text.txt", "run_dir": str(imported)})
+    assert cli(["validate", *flags]) == 0
+    assert "val/bits_per_byte" in capsys.readouterr().out
+    assert cli(["fit", *flags, "--if_exists=resume"]) == 2
+    assert "weights alone" in capsys.readouterr().err
+
+
 def _flags(options: dict) -> dict[str, str]:
     pairs = [flag.removeprefix("--").split("=", 1) for flag in arguments(options)]
     return {key: value for key, value in pairs}

@@ -3,11 +3,13 @@
 import json
 import math
 
+import pandas
 import pytest
 import torch
 
 import gpt_lightning as gl
 from gpt_lightning.checkpoint import load_gpt
+from gpt_lightning.cli import main
 from gpt_lightning.gpt_cli import GPTCLI, supported_precision
 from gpt_lightning.report.runs import append_metrics, read_metrics, truncate_metrics
 from tests.fixtures import TINY, arguments, fit_in_process, write_text
@@ -40,6 +42,18 @@ def test_scores_are_those_of_the_saved_weights_over_the_whole_validation_text(fo
     assert result["val/perplexity"] == pytest.approx(math.exp(result["val/loss"]), rel=1e-5)
     assert bytes(tokens[1:][tokens[1:] < 256].tolist()) == text  # the very first token is never a target
     assert result["val/bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
+
+
+def test_validate_test_and_predict_agree_with_the_end_of_the_run(folder, capsys):
+    result = run()
+    flags = arguments({"data.corpus": "text.txt", "run_dir": "run"})
+    for verb, key in (("validate", "val/loss"), ("test", "test/loss")):
+        capsys.readouterr()
+        assert main([verb, *flags]) == 0
+        assert f"{key:20s}{result['val/loss']:.4f}" in capsys.readouterr().out
+    assert main(["predict", *flags]) == 0
+    losses = pandas.read_csv(folder / "run" / "predictions.csv")["loss"]
+    assert len(losses) == 65 and losses[:64].mean() == pytest.approx(result["val/loss"], rel=0.05)
 
 
 def test_accumulation_changes_nothing(folder):
