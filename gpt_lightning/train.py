@@ -100,9 +100,11 @@ def quiet() -> Iterator[None]:
             ".*isinstance\\(treespec.*",
         ):
             warnings.filterwarnings("ignore", message=pattern)
-        yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def fit_main(arguments: list[str]) -> int:

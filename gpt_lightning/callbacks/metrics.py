@@ -32,7 +32,7 @@ class RunMetrics(Callback):
         self.max_skipped_steps = max_skipped_steps
         self.latest: dict[str, float] = {}
         self._nats_and_bytes: Tensor | None = None
-        self._step = self._tokens = self._paused = 0
+        self._step = self._tokens = 0
         self._started = self._lr = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:

@@ -2,7 +2,8 @@
 
 Decoding multiplies one row per sequence with every weight of the model, so it can go no faster than the weights come
 from memory. For float32 and one row MKL runs at a third of that, while its batched product of the same matrix, cut in
-two, runs at all of it. Two cores of an AMD EPYC (Zen 4), torch 2.13, GB/s of weights read (the memory gives 33):
+two, runs at all of it. Two cores of an AMD EPYC (Zen 4), torch 2.13, GB/s of weights read,
+from several runs (the memory gives about 33):
 
     out x in         1 row: F.linear   here     4 rows: F.linear   here
     2304 x 768                 12.8    35.0                10.0    30.0

@@ -51,7 +51,7 @@ def sample(
     """One token per row.
 
     The random numbers are drawn on the CPU, so that a seed gives the same text on every device, and looked up in the
-    cumulative probabilities: 20 times faster than torch.multinomial, which draws one for every token there is.
+    cumulative probabilities: torch.multinomial draws one for every token there is.
     """
     if config.temperature == 0:
         return logits.argmax(-1)

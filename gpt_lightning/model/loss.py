@@ -5,7 +5,7 @@ For GPT-3's vocabulary the logits are by far the largest tensor of a training st
 forward pass, so nothing is computed twice and the chunk stays in the cache of the processor.
 
 Why not `torch.nn.functional.linear_cross_entropy`: with 4096 tokens, d_model 384 and V 8192 in bf16 on two cores it
-took 1.8 x our time (torch 2.13; scripts/benchmark_training.py prints the ratio), and torch before 2.13 lacks it.
+took 2.1 to 2.4 x our time (torch 2.13; scripts/benchmark_training.py prints the ratio), and torch before 2.13 lacks it.
 """
 
 from dataclasses import dataclass
