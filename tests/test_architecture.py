@@ -14,6 +14,7 @@ FLOORS = [  # lowest first; rooms on one floor do not know each other
     {"summary"},
     {"gpt_cli", "generator", "convert"},
     {"train"},
+    {"tune"},
     {"cli", "__init__", "__main__"},
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,1 @@
+"""Many runs, or none: each verb takes the stack that `fit` takes and gives back a YAML layer."""

@@ -1,0 +1,131 @@
+"""The folder of a tuning verb: what was asked, what has been measured so far, and what came out.
+
+    runs/lr/  settings.json  measured.jsonl  result.json  figure.png  tuned.yaml  trials/
+
+Each measurement is one line of measured.jsonl, written as soon as it is made, so that the same command started again
+after an interruption measures only what is missing. A folder belongs to one question: another stack or other options
+are refused by name.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import yaml
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+IfExists = Literal["resume", "overwrite"]
+CONTENTS = ("settings.json", "measured.jsonl", "result.json", "figure.png", "tuned.yaml", "trials")
+
+
+class TuneFolder:
+    """Results of one verb on one stack.
+
+    Args:
+        path: The folder; made when it is missing.
+        settings: Everything that decides the result, as JSON values; a folder made with others is refused.
+        if_exists: resume keeps what has been measured, overwrite starts anew.
+
+    Raises ValueError when another process works here, when the folder holds something else, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], if_exists: IfExists = "resume"):
+        self.path = Path(path)
+        self._settings = json.loads(json.dumps(settings))
+        self._check(if_exists)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[str] = (self.path / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{self.path} is in use by another process; choose another --tune.dir") from None
+        except OSError as error:
+            raise ValueError(f"cannot write to {self.path}: {error.strerror}; choose another --tune.dir") from error
+        if if_exists == "overwrite":
+            self._clear()
+        _write(self.path / "settings.json", json.dumps(self._settings, indent=2) + "\n")
+        self._measured = self._read()
+
+    def measured(self, key: str, measure: Callable[[], Any]) -> Any:
+        """The JSON value that was measured under `key`; measured now, and kept, when there is none."""
+        if key not in self._measured:
+            value = json.loads(json.dumps(measure()))
+            with (self.path / "measured.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "value": value}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self._measured[key] = value
+        return self._measured[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._measured
+
+    def finish(self, result: Mapping[str, Any], figure: "Figure", tuned: Mapping[str, Any], header: str) -> None:
+        """Write result.json, figure.png and tuned.yaml, each whole or not at all; tuned.yaml, the answer, last.
+
+        tuned: nested keys of the stack, only those that the verb decided. header: comment lines, without the #.
+        """
+        _write(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+        figure.savefig(self.path / ".figure.tmp.png", dpi=120)
+        os.replace(self.path / ".figure.tmp.png", self.path / "figure.png")
+        comment = "".join(f"# {line}\n" for line in header.splitlines())
+        layer = yaml.safe_dump(dict(tuned), sort_keys=False, default_flow_style=False) if tuned else "{}\n"
+        _write(self.path / "tuned.yaml", comment + layer)
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        self._lock.close()
+
+    def __enter__(self) -> "TuneFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self, if_exists: IfExists) -> None:
+        file = self.path / "settings.json"
+        if not file.is_file() and self.path.is_dir() and any(path.name != ".lock" for path in self.path.iterdir()):
+            raise ValueError(f"{self.path} exists and holds no tuning results; choose another --tune.dir")
+        if not file.is_file() or if_exists == "overwrite":
+            return
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = sorted(
+            key for key in before.keys() | self._settings.keys() if before.get(key) != self._settings.get(key)
+        )
+        if changed:
+            what = ", ".join(f"{key} {before.get(key)!r} (now {self._settings.get(key)!r})" for key in changed[:3])
+            raise ValueError(
+                f"{self.path} holds results for {what}; add --tune.if_exists overwrite to replace them, "
+                "or choose another --tune.dir"
+            )
+
+    def _clear(self) -> None:
+        for name in CONTENTS:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, Any]:
+        file = self.path / "measured.jsonl"
+        if not file.is_file():
+            return {}
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        if len(whole) < len(lines):  # cut short by a kill
+            _write(file, "".join(whole))
+        rows = [json.loads(line) for line in whole]
+        return {row["key"]: row["value"] for row in rows}
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
