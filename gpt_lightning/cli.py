@@ -10,6 +10,10 @@ VERBS = {
     "validate": ("gpt_lightning.train:validate_main", "score a run's checkpoint on the validation split"),
     "test": ("gpt_lightning.train:test_main", "score a run's checkpoint on the test split"),
     "predict": ("gpt_lightning.train:predict_main", "write the loss of every validation sequence"),
+    "tune suggest": ("gpt_lightning.tune.suggest:main", "what the published laws say for this corpus and budget"),
+    "tune lr": ("gpt_lightning.tune.learning_rate:main", "the best learning rate: range test, then short whole runs"),
+    "tune batch": ("gpt_lightning.tune.batch_size:main", "largest and fastest micro-batch, critical batch, new lr"),
+    "tune verify": ("gpt_lightning.tune.verify:main", "proof that this model's parametrization is right"),
     "generate": ("gpt_lightning.generator:main", "write text with a run, a checkpoint or a Hugging Face folder"),
     "export": ("gpt_lightning.convert:export_main", "run -> folder that Hugging Face transformers opens"),
     "import": ("gpt_lightning.convert:import_main", "Hugging Face GPT-2 folder -> run folder"),
@@ -18,7 +22,7 @@ VERBS = {
 
 def usage() -> str:
     """The page that --help prints."""
-    lines = [f"  {verb:10s}{text}" for verb, (_, text) in VERBS.items()]
+    lines = [f"  {verb:14s}{text}" for verb, (_, text) in VERBS.items()]
     return "\n".join(
         [
             "usage: gpt-lightning VERB [options]        gpt-lightning VERB --help",
@@ -38,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
-    verb, *options = arguments
+    n_words = 2 if arguments[0] == "tune" else 1
+    verb, options = " ".join(arguments[:n_words]), arguments[n_words:]
     if verb not in VERBS:
         return _fail(f"unknown verb {verb!r}; expected one of {', '.join(VERBS)}")
     try:

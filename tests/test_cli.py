@@ -34,7 +34,7 @@ def test_every_verb_exists_and_has_help(verb, capsys):
     module, name = cli.VERBS[verb][0].split(":")
     assert callable(getattr(importlib.import_module(module), name))
     with pytest.raises(SystemExit) as stop:
-        cli.main([verb, "--help"])
+        cli.main([*verb.split(), "--help"])
     assert stop.value.code == 0
     assert "usage: gpt-lightning " + verb in capsys.readouterr().out
 
