@@ -30,6 +30,7 @@ from gpt_lightning.checkpoint import find_checkpoint
 from gpt_lightning.checkpoint_io import AtomicCheckpointIO
 from gpt_lightning.data.batches import accumulation
 from gpt_lightning.data.datamodule import CorpusDataModule
+from gpt_lightning.data.mixture import MAX_TOKENS
 from gpt_lightning.data.prepare import PrepareConfig
 from gpt_lightning.model.gpt import GPTConfig
 from gpt_lightning.model.loss import LossConfig
@@ -90,7 +91,7 @@ class GPTCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add = parser.add_argument
-        add("--max_tokens", type=int, default=300_000_000, help="Length of the run, in tokens; 3e6 and 3_000_000 work.")
+        add("--max_tokens", type=int, default=MAX_TOKENS, help="Length of the run, in tokens; 3e6 and 3_000_000 work.")
         add("--val_interval_tokens", type=int, default=10_000_000, help="Tokens between validations and checkpoints.")
         add("--run_dir", type=str | None, default=None, help="Folder of the run; runs/DATE_TIME when not given.")
         add("--if_exists", type=IfExists, default="refuse", help="What to do when run_dir already holds a run.")

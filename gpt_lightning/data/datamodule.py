@@ -15,9 +15,18 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from gpt_lightning.data.batches import BatchShape, FixedBatches, TrainBatches, accumulation
-from gpt_lightning.data.corpus import Corpus, is_corpus, open_corpus
+from gpt_lightning.data.corpus import Corpus
+from gpt_lightning.data.mixture import (
+    BATCH_TOKENS,
+    CONTEXT_LENGTH,
+    CORPORA_DIR,
+    CORPUS,
+    MICRO_BATCH_SIZE,
+    as_mixture,
+    open_mixture,
+)
 from gpt_lightning.data.order import Order
-from gpt_lightning.data.prepare import PrepareConfig, default_output, prepare
+from gpt_lightning.data.prepare import PrepareConfig
 from gpt_lightning.data.shards import Split
 from gpt_lightning.data.tokenizer import Tokenizer
 
@@ -42,47 +51,29 @@ class CorpusDataModule(LightningDataModule):
 
     def __init__(
         self,
-        corpus: str | dict[str, float] = "stdlib",
-        context_length: int = 256,
-        micro_batch_size: int = 16,
-        batch_tokens: int = 8192,
+        corpus: str | dict[str, float] = CORPUS,
+        context_length: int = CONTEXT_LENGTH,
+        micro_batch_size: int = MICRO_BATCH_SIZE,
+        batch_tokens: int = BATCH_TOKENS,
         seed: int = 0,
         prepare: PrepareConfig = PrepareConfig(),  # noqa: B008 (frozen)
-        corpora_dir: str = "corpora",
+        corpora_dir: str = CORPORA_DIR,
     ) -> None:
         super().__init__()
         for name, value in (("context_length", context_length), ("micro_batch_size", micro_batch_size)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1")
-        if not corpus:
-            raise ValueError("corpus is empty; expected a source, a corpus folder or a mapping of them to weights")
-        self.mixture = corpus if isinstance(corpus, dict) else {corpus: 1.0}
+        self.mixture = as_mixture(corpus)
         self.context_length, self.micro_batch_size, self.batch_tokens = context_length, micro_batch_size, batch_tokens
         self.seed, self.prepare_config, self.corpora_dir = seed, prepare, corpora_dir
         self.samples_consumed = 0
         self._corpora: list[Corpus] = []
 
-    def _open(self, source: str) -> Corpus:
-        if is_corpus(source):
-            tokenizer = self.prepare_config.tokenizer
-            given = None if tokenizer == "bytes" else tokenizer
-            return open_corpus(source, given, self.prepare_config.val_fraction)
-        output = default_output(source, self.prepare_config, self.corpora_dir)
-        return prepare(source, output, self.prepare_config)
-
     @property
     def corpora(self) -> list[Corpus]:
         """The opened corpora, prepared first where they are still text. Raises ValueError as both do."""
         if not self._corpora:
-            corpora = [self._open(source) for source in self.mixture]
-            identities = [(c.vocab_size, c.tokenizer.sha256 if c.tokenizer else None) for c in corpora]
-            for name, identity in zip(self.mixture, identities, strict=True):
-                if identity != identities[0]:
-                    raise ValueError(
-                        f"corpora {next(iter(self.mixture))} and {name} have different tokenizers; "
-                        "prepare them with one (prepare.tokenizer)"
-                    )
-            self._corpora = corpora
+            self._corpora = open_mixture(self.mixture, self.prepare_config, self.corpora_dir)
         return self._corpora
 
     @property

@@ -1,0 +1,45 @@
+"""What a run reads, before Lightning is needed: the defaults of its data settings, and the opened corpora of a mixture.
+
+Shared by the data module, which trains on them, and by what only looks at them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpt_lightning.data.corpus import Corpus, is_corpus, open_corpus
+from gpt_lightning.data.prepare import PrepareConfig, default_output, prepare
+
+CORPUS = "stdlib"
+CORPORA_DIR = "corpora"
+CONTEXT_LENGTH = 256  # tokens
+MICRO_BATCH_SIZE = 16  # sequences
+BATCH_TOKENS = 8192
+MAX_TOKENS = 300_000_000
+
+
+def as_mixture(corpus: str | Mapping[str, float]) -> dict[str, float]:
+    """Sources and their weights. Raises ValueError when there is none."""
+    if not corpus:
+        raise ValueError("corpus is empty; expected a source, a corpus folder or a mapping of them to weights")
+    return {corpus: 1.0} if isinstance(corpus, str) else dict(corpus)
+
+
+def open_source_corpus(source: str, config: PrepareConfig, corpora_dir: Path | str) -> Corpus:
+    """One corpus, prepared first where it is still text. Raises ValueError as `prepare` and `open_corpus` do."""
+    if is_corpus(source):
+        given = None if config.tokenizer == "bytes" else config.tokenizer
+        return open_corpus(source, given, config.val_fraction)
+    return prepare(source, default_output(source, config, corpora_dir), config)
+
+
+def open_mixture(mixture: Mapping[str, float], config: PrepareConfig, corpora_dir: Path | str) -> list[Corpus]:
+    """The corpora of a mixture, in order. Raises ValueError where they do not share a tokenizer, and as above."""
+    corpora = [open_source_corpus(source, config, corpora_dir) for source in mixture]
+    identities = [(c.vocab_size, c.tokenizer.sha256 if c.tokenizer else None) for c in corpora]
+    for name, identity in zip(mixture, identities, strict=True):
+        if identity != identities[0]:
+            raise ValueError(
+                f"corpora {next(iter(mixture))} and {name} have different tokenizers; "
+                "prepare them with one (prepare.tokenizer)"
+            )
+    return corpora
