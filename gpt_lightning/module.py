@@ -4,6 +4,7 @@ What it adds to the GPT: the tokens seen, which every schedule counts in; the gr
 away; and updates that are left out when a gradient is not finite. What is measured and shown lives in callbacks/.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,15 +12,17 @@ from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
 from gpt_lightning.checkpoint import check_same_model, gpt_config_to_dict, load_gpt_weights
+from gpt_lightning.model.flops import count_parameters
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.loss import IGNORED, LossConfig, linear_cross_entropy, token_nats
+from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.model.sharding import build_sharded
-from gpt_lightning.optim.groups import OptimConfig, adamw, number_by_model
+from gpt_lightning.optim.groups import OptimConfig, gradient_norm, number_by_model, timescale_weight_decay
+from gpt_lightning.optim.optimizer import build_optimizer
 from gpt_lightning.optim.schedules import ScheduleConfig, lr_multiplier
 
 Batch = tuple[Tensor, Tensor]
@@ -105,12 +108,16 @@ class GPTModule(LightningModule):
         self._log_scores("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = adamw(dict(self._net.named_parameters()), self._net.roles(), self.optim_config)
+        config = self._optim_config()
+        numbers = parametrization(self.gpt_config, config.hidden_update).roles
+        optimizer = build_optimizer(dict(self._net.named_parameters()), self._net.roles(), config, numbers)
         # The middle of a step's tokens: no step has a learning rate of 0, and the area under the curve does not
         # depend on the batch size.
-        half_batch = getattr(_datamodule(self), "batch_tokens", 0) / 2
+        data = _datamodule(self)
+        micro_step = data.micro_batch_size * data.context_length * self.trainer.world_size if data else 0
 
         def multiplier(step: int) -> float:
+            half_batch = micro_step * self.trainer.accumulate_grad_batches / 2  # a batch ramp changes the accumulation
             return lr_multiplier(self.schedule, self.tokens_seen + half_batch, self.max_tokens)
 
         return {
@@ -124,15 +131,14 @@ class GPTModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by global norm and keep the norm; leave the update out, without a sync, when it is not finite.
+        """Clip by `gradient_norm` and keep the norm; leave the update out, without a sync, when it is not finite.
 
-        Lightning's own refuses fused optimizers under mixed precision and forgets the norm. The fused step takes
-        `found_inf` from GradScaler's protocol: where it is 1, weights and moments stay as they are.
+        Lightning's own forgets the norm. The step takes `found_inf` from GradScaler's protocol: where it is 1, weights
+        and moments stay as they are.
         """
-        parameters = [p for p in self._net.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = gradient_norm(optimizer.param_groups)
         if gradient_clip_val:
+            parameters = [p for p in self._net.parameters() if p.grad is not None]
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         skipped = (~torch.isfinite(norm)).to(torch.float32)
         setattr(getattr(optimizer, "optimizer", optimizer), "found_inf", skipped)  # noqa: B010 (not in torch's types)
@@ -151,6 +157,31 @@ class GPTModule(LightningModule):
         if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             raise ValueError("the checkpoint holds weights alone; start a new run from it with --model.init_from")
         self.tokens_seen = checkpoint["tokens_seen"]
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate, where Lightning's Tuner looks for it; setting it keeps the groups' ratios."""
+        return self.optim_config.lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.optim_config = replace(self.optim_config, lr=value)
+        if self._trainer is None:
+            return
+        for config in self.trainer.lr_scheduler_configs:  # or a LambdaLR would go on from the old one
+            config.scheduler.base_lrs = [value] * len(config.scheduler.optimizer.param_groups)
+
+    def _optim_config(self) -> OptimConfig:
+        """The optimizer's settings, with the weight decay as a number."""
+        config = self.optim_config
+        if config.weight_decay != "timescale":
+            return config
+        batch_tokens = getattr(_datamodule(self), "batch_tokens", None)
+        if batch_tokens is None:
+            raise ValueError("weight_decay timescale needs the CorpusDataModule's batch_tokens; give a number instead")
+        n_params = count_parameters(self.gpt_config).non_embedding
+        decay = timescale_weight_decay(config.lr, batch_tokens, self.max_tokens, n_params)
+        return replace(config, weight_decay=decay)
 
     @property
     def _net(self) -> GPT:

@@ -13,7 +13,8 @@ from lightning.pytorch import Callback
 
 from gpt_lightning.gpt_cli import GPTCLI
 from gpt_lightning.model.loss import linear_cross_entropy
-from gpt_lightning.optim.groups import adamw
+from gpt_lightning.model.parametrization import parametrization
+from gpt_lightning.optim.optimizer import build_optimizer
 from gpt_lightning.train import quiet
 
 BATCH_TOKENS = 4096
@@ -81,7 +82,8 @@ def bare_loop(steps: int) -> float:
     cli.model.configure_model()
     gpt, ends = cli.model.gpt, []
     assert gpt is not None
-    optimizer = adamw(dict(gpt.named_parameters()), gpt.roles(), cli.model.optim_config)
+    numbers = parametrization(gpt.config).roles
+    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.roles(), cli.model.optim_config, numbers)
     batches = iter(cli.datamodule.train_dataloader())
     for _ in range(steps):
         tokens, targets = next(batches)

@@ -29,7 +29,9 @@ from torch.nn import functional as F
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.loss import linear_cross_entropy
-from gpt_lightning.optim.groups import OptimConfig, adamw
+from gpt_lightning.model.parametrization import parametrization
+from gpt_lightning.optim.groups import OptimConfig
+from gpt_lightning.optim.optimizer import build_optimizer
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 STEP = {"n_layers": 6, "d_model": 384, "n_heads": 6, "context_length": 256, "vocab_size": 8192}
@@ -44,7 +46,8 @@ def ours(shape: dict[str, int], compiled: bool = False) -> tuple[Loss, torch.opt
     def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return linear_cross_entropy(gpt.hidden_states(tokens).flatten(0, 1), gpt.readout_weight, targets.flatten())
 
-    return loss, adamw(dict(gpt.named_parameters()), gpt.roles(), OptimConfig())
+    numbers = parametrization(gpt.config).roles
+    return loss, build_optimizer(dict(gpt.named_parameters()), gpt.roles(), OptimConfig(), numbers)
 
 
 def hugging_face(shape: dict[str, int]) -> tuple[Loss, torch.optim.Optimizer]:

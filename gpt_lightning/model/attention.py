@@ -104,7 +104,7 @@ def band_block_mask(n_tokens: int, band_width: int, device: torch.device) -> Blo
 SHORT = 512  # tokens up to which the products below beat torch's flash kernel on a CPU
 
 
-def short_causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def short_causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
     """Causal attention of (B, H, T, K) bf16 tensors as two plain matrix products, for CPUs and short contexts.
 
     The flash kernel of torch 2.13 takes twice as long here (B 16, H 6, T 256, K 64: 47 against 24 ms, forward and
@@ -114,16 +114,20 @@ def short_causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> T
     q, k, v = (x.reshape(B * H, T, K) for x in (q, k, v))
     with torch.autocast("cpu", enabled=False):  # it would run the softmax in float32
         above = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1).expand(B * H, T, T)
-        weights = torch.baddbmm(above, q, k.transpose(1, 2), alpha=K**-0.5).softmax(-1)
+        weights = torch.baddbmm(above, q, k.transpose(1, 2), alpha=scale).softmax(-1)
         return (F.dropout(weights, dropout) @ v).view(B, H, T, K)
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention with one fused projection for queries, keys and values."""
+    """Multi-head attention with one fused projection for queries, keys and values.
 
-    def __init__(self, d_model: int, n_heads: int, dropout: float, bias: bool):
+    scale: what multiplies q k^T; 1 / sqrt(d_head) in GPT-3 (model/parametrization.py has the others).
+    """
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float, bias: bool, scale: float):
         super().__init__()
         self.n_heads = n_heads
+        self.scale = scale
         self.dropout = dropout
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
         self.proj = nn.Linear(d_model, d_model, bias=bias)
@@ -143,9 +147,11 @@ class CausalSelfAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         causal = mask is None and T > 1
         if isinstance(mask, BlockMask):
-            y = flex_attention(q, k, v, block_mask=mask)
+            y = flex_attention(q, k, v, block_mask=mask, scale=self.scale)
         elif causal and T <= SHORT and x.device.type == "cpu" and q.dtype == torch.bfloat16:
-            y = short_causal_attention(q, k, v, dropout)
+            y = short_causal_attention(q, k, v, dropout, self.scale)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale
+            )
         return self.residual_dropout(self.proj(y.transpose(1, 2).reshape(B, T, D)))

@@ -10,10 +10,6 @@ paper's 125M model.
 the loss runs in chunks and the (B, T, V) logits never exist (model/loss.py).
 """
 
-import math
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -21,61 +17,8 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 
 from gpt_lightning.model.attention import CausalSelfAttention, KVCache, LayerCache, band_block_mask, visible
-
-Role = Literal["embedding", "hidden", "readout", "vector"]
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """The architecture. Raises ValueError where the numbers do not fit together."""
-
-    vocab_size: int = 50257
-    """Token ids the model knows; comes from the corpus."""
-    context_length: int = 2048
-    """Longest sequence in tokens; comes from the data."""
-    n_layers: int = 12
-    """Transformer blocks."""
-    n_heads: int = 12
-    """Attention heads per block; d_model must be a multiple of it."""
-    d_model: int = 768
-    """Width of the residual stream."""
-    d_ff: int | None = None
-    """Width inside the MLP; 4 x d_model when not given."""
-    dropout: float = 0.0
-    """Probability of dropping an activation, in [0, 1)."""
-    bias: bool = True
-    """Biases in the linear layers and LayerNorms, as in GPT-3."""
-    tie_embedding: bool = True
-    """Read out with the token embedding's weights, as in GPT-3."""
-    attention_pattern: tuple[Literal["dense", "banded"], ...] = ("dense",)
-    """Kinds of attention, repeated over the layers; GPT-3 alternates [dense, banded]."""
-    band_width: int = 256
-    """Tokens that a banded layer looks back over, itself included. GPT-3's is unpublished; GPT-Neo's is 256."""
-    init_std: float = 0.02
-    """Standard deviation of the initial weights (GPT-2)."""
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "n_layers", "n_heads", "d_model", "band_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
-        if self.d_model % self.n_heads:
-            raise ValueError(
-                f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
-                f"nearest d_model: {max(self.d_model // self.n_heads, 1) * self.n_heads} "
-                f"or {(self.d_model // self.n_heads + 1) * self.n_heads}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout {self.dropout}: must be in [0, 1)")
-        if not self.attention_pattern:
-            raise ValueError("attention_pattern is empty; give at least one of dense, banded")
-        if self.d_ff is not None and self.d_ff < 1:
-            raise ValueError(f"d_ff {self.d_ff}: must be at least 1")
-
-    def band_widths(self) -> list[int | None]:
-        """Per layer the band in tokens, or None where attention is dense."""
-        pattern = self.attention_pattern
-        kinds = [pattern[i % len(pattern)] for i in range(self.n_layers)]
-        return [self.band_width if kind == "banded" else None for kind in kinds]
+from gpt_lightning.model.config import GPTConfig
+from gpt_lightning.model.parametrization import Role, parametrization, role_of
 
 
 class MLP(nn.Module):
@@ -96,8 +39,12 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
+        numbers = parametrization(config)
+        self.residual_multiplier = numbers.residual
         self.ln_1 = nn.LayerNorm(config.d_model, bias=config.bias)
-        self.attn = CausalSelfAttention(config.d_model, config.n_heads, config.dropout, config.bias)
+        self.attn = CausalSelfAttention(
+            config.d_model, config.n_heads, config.dropout, config.bias, numbers.attention_scale
+        )
         self.ln_2 = nn.LayerNorm(config.d_model, bias=config.bias)
         self.mlp = MLP(config.d_model, config.d_ff or 4 * config.d_model, config.dropout, config.bias)
 
@@ -107,8 +54,8 @@ class Block(nn.Module):
         mask: Tensor | BlockMask | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
-        x = x + self.attn(self.ln_1(x), mask, cache)
-        return x + self.mlp(self.ln_2(x))
+        x = torch.add(x, self.attn(self.ln_1(x), mask, cache), alpha=self.residual_multiplier)
+        return torch.add(x, self.mlp(self.ln_2(x)), alpha=self.residual_multiplier)
 
 
 class GPT(nn.Module):
@@ -117,6 +64,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
+        self.readout_multiplier = parametrization(config).readout
         self.flex_attention = False  # set by compile_blocks: FlexAttention is fast only when compiled
         self.wte = nn.Embedding(config.vocab_size, config.d_model)
         self.wpe = nn.Embedding(config.context_length, config.d_model)
@@ -135,7 +83,9 @@ class GPT(nn.Module):
     def hidden_states(
         self, tokens: Int[Tensor, "batch time"], cache: KVCache | None = None
     ) -> Float[Tensor, "batch time d_model"]:
-        """The residual stream after the last LayerNorm; appends `tokens` to `cache` when one is given.
+        """What the readout multiplies: the residual stream after the last LayerNorm, times the readout multiplier.
+
+        Appends `tokens` to `cache` when one is given.
 
         Raises ValueError when the tokens, with those in the cache, are more than context_length.
         """
@@ -149,7 +99,8 @@ class GPT(nn.Module):
         masks = self._masks(T, cache, tokens.device)
         for i, (block, band_width) in enumerate(zip(self.blocks, self.config.band_widths(), strict=True)):
             x = block(x, masks[band_width], cache.layers[i] if cache else None)
-        return self.ln_f(x)
+        x = self.ln_f(x)
+        return x if self.readout_multiplier == 1 else x * self.readout_multiplier
 
     @property
     def readout_weight(self) -> Float[Tensor, "vocab d_model"]:
@@ -168,7 +119,7 @@ class GPT(nn.Module):
 
     def roles(self) -> dict[str, Role]:
         """Role of every parameter by name, for the initialisation and the optimizer's groups."""
-        return {name: _role(name, parameter) for name, parameter in self.named_parameters()}
+        return {name: role_of(name, parameter.ndim) for name, parameter in self.named_parameters()}
 
     def _masks(
         self, n_queries: int, cache: KVCache | None, device: torch.device
@@ -192,14 +143,6 @@ class GPT(nn.Module):
         return masks
 
 
-def _role(name: str, parameter: Tensor) -> Role:
-    if parameter.ndim < 2:
-        return "vector"
-    if name.startswith(("wte.", "wpe.")):
-        return "embedding"
-    return "readout" if name.startswith("lm_head.") else "hidden"
-
-
 def seeded_generator() -> torch.Generator:
     """Random numbers for the initial weights: they follow from torch's seed, not from what was drawn before."""
     return torch.Generator().manual_seed(torch.initial_seed())
@@ -208,17 +151,21 @@ def seeded_generator() -> torch.Generator:
 def init_weights(module: nn.Module, config: GPTConfig, generator: torch.Generator) -> None:
     """GPT-2's initialisation (Radford et al. 2019, section 2.3), for the whole model or a part of it.
 
-    role                                  distribution   std
+    role                                  distribution   std; each x its init_std in model/parametrization.py
     embedding, hidden, readout            normal         init_std
-    residual projections (attn, mlp)      normal         init_std / sqrt(2 n_layers)
+    residual projections (attn, mlp)      normal         init_std x residual_init; 1 / sqrt(2 n_layers) in GPT-2
     vector: biases; LayerNorm weights     constant       0; 1
     """
+    numbers = parametrization(config)
     for name, child in module.named_modules():
         if isinstance(child, nn.LayerNorm):
             child.reset_parameters()
         elif isinstance(child, nn.Linear | nn.Embedding):
-            residual = name.endswith("proj")
-            std = config.init_std / math.sqrt(2 * config.n_layers) if residual else config.init_std
-            nn.init.normal_(child.weight, std=std, generator=generator)
+            role: Role = "embedding" if isinstance(child, nn.Embedding) else "hidden"
+            role = "readout" if name in ("lm_head", "") and isinstance(child, nn.Linear) else role
+            std = config.init_std * numbers.roles[role].init_std
+            nn.init.normal_(
+                child.weight, std=std * numbers.residual_init if name.endswith("proj") else std, generator=generator
+            )
             if isinstance(child, nn.Linear) and child.bias is not None:
                 nn.init.zeros_(child.bias)

@@ -1,60 +1,161 @@
-"""AdamW with its parameters in groups by role.
+"""OptimConfig, and the parameters in groups by role, each with its own learning rate, decay and eps.
 
 Vectors (LayerNorms and biases) are never decayed: they are scales and offsets, which decay would pull towards a
 meaningless zero. Embeddings are a choice: nanoGPT decays them, PaLM and OLMo 2 do not.
+
+A group's learning rate is `lr` x `lr_ratio`, and the optimizer multiplies the two: whatever sets one lr on all groups
+(schedulers, Lightning's finder) cannot change their ratios, which muP depends on.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+STACKED = {"attn.qkv.weight": 3}  # matrices that are several in one, by the end of their name; Muon takes them apart
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101); the defaults are GPT-3's (appendix B)."""
+    """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101), alone or beside Muon; the defaults are GPT-3's."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon for the hidden matrices and adamw for the rest (Jordan et al. 2024)."""
     lr: float = 6.0e-4
     """Peak learning rate."""
+    lr_ratios: dict[Literal["embedding", "hidden", "vector", "readout"], float] = field(default_factory=dict)
+    """Per role: its learning rate over lr; 1 when not given."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay per step of the first and the second moment."""
+    """Decay per step of AdamW's first and second moment."""
     eps: float = 1.0e-8
-    """Added to the root of the second moment."""
-    weight_decay: float = 0.1
-    """Decay of the weights per step, times the learning rate."""
+    """Added to the root of AdamW's second moment."""
+    weight_decay: float | Literal["timescale"] = 0.1
+    """Decay of the weights per step, times the learning rate; timescale: from batch, lr, tokens and size, so that
+    weights are averaged over the best share of the run (arXiv 2505.13738)."""
     decay_embeddings: bool = True
     """Whether weight decay also acts on the token and position embeddings."""
+    momentum: float = 0.95
+    """Muon: decay per step of its momentum."""
+    adjust_lr: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    """Muon: update sizes like AdamW's, so that one lr serves both (arXiv 2502.16982), or Jordan's own."""
+    cautious_weight_decay: bool = False
+    """Muon: decay a weight only where the update also shrinks it (arXiv 2510.12402)."""
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise ValueError(f"lr {self.lr}: must be above 0")
-        if self.weight_decay < 0:
+        if self.weight_decay != "timescale" and float(self.weight_decay) < 0:
             raise ValueError(f"weight_decay {self.weight_decay}: must be 0 or more")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {list(self.betas)}: each must be in [0, 1)")
         if self.eps <= 0:
             raise ValueError(f"eps {self.eps}: must be above 0")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum {self.momentum}: must be in [0, 1)")
+        for role, ratio in self.lr_ratios.items():
+            if ratio <= 0:
+                raise ValueError(f"lr_ratios {role} {ratio}: must be above 0")
+
+    @property
+    def hidden_update(self) -> Literal["adamw", "match_rms_adamw", "original"]:
+        """How hidden matrices are updated; their learning rate scales with width accordingly."""
+        return self.adjust_lr if self.name == "muon" else "adamw"
+
+
+class Multipliers(Protocol):
+    """What a parametrization multiplies a role's settings by."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def grad_weight(self) -> float: ...
 
 
 def parameter_groups(
-    parameters: Mapping[str, Tensor], roles: Mapping[str, str], config: OptimConfig
+    parameters: Mapping[str, Tensor],
+    roles: Mapping[str, str],
+    config: OptimConfig,
+    multipliers: Mapping[Any, Multipliers],
 ) -> list[dict[str, Any]]:
-    """One optimizer group per role, each with its own lr and weight decay and its role as `name`.
+    """One optimizer group per name in `group_names`. Every parameter is in exactly one group.
 
-    Every parameter is in exactly one group. Raises ValueError when a parameter has no role.
+    Raises ValueError when a parameter has no role.
     """
     without_role = sorted(set(parameters) - set(roles))
     if without_role:
         raise ValueError(f"no role for parameters {', '.join(without_role)}; give each one a role")
+    names = group_names(roles)
     decayed = {"hidden", "readout"} | ({"embedding"} if config.decay_embeddings else set())
+    decay = config.weight_decay
+    assert decay != "timescale", "resolve it with timescale_weight_decay first"
     groups = []
-    for role in dict.fromkeys(roles.values()):
-        members = [parameter for name, parameter in parameters.items() if roles[name] == role]
-        weight_decay = config.weight_decay if role in decayed else 0.0
-        groups.append({"name": role, "params": members, "lr": config.lr, "weight_decay": weight_decay})
+    for group in dict.fromkeys(names.values()):
+        members = {name: p for name, p in parameters.items() if names[name] == group}
+        role = roles[next(iter(members))]
+        by = multipliers[role]
+        settings = {
+            "name": group,
+            "params": list(members.values()),
+            "lr": config.lr,
+            "lr_ratio": by.lr * config.lr_ratios.get(role.removeprefix("final_"), 1.0),  # type: ignore[call-overload]
+            "weight_decay": float(decay) * by.weight_decay if role in decayed else 0.0,
+            "grad_weight": by.grad_weight,
+        }
+        if role == "hidden" and config.name == "muon":
+            settings |= {"algorithm": "muon", "momentum": config.momentum, "adjust_lr": config.adjust_lr}
+            settings |= {"cautious": config.cautious_weight_decay, "n_stacked": n_stacked(next(iter(members)))}
+        else:
+            fused = all(p.device.type in ("cpu", "cuda", "mps", "xpu") for p in members.values())
+            settings |= {"algorithm": "adamw", "betas": tuple(config.betas), "eps": config.eps * by.eps, "fused": fused}
+        groups.append(settings)
     return groups
+
+
+def group_names(roles: Mapping[str, str]) -> dict[str, str]:
+    """The group of every parameter: its role, and how many matrices it holds where that is more than one."""
+    return {
+        name: f"{role}_x{n_stacked(name)}" if role == "hidden" and n_stacked(name) > 1 else role
+        for name, role in roles.items()
+    }
+
+
+def n_stacked(name: str) -> int:
+    """How many matrices lie on top of each other in the parameter of this name."""
+    return next((n for ending, n in STACKED.items() if name.endswith(ending)), 1)
+
+
+def gradient_norm(groups: Iterable[Mapping[str, Any]]) -> Tensor:
+    """Root of the sum over all groups of grad_weight x squared gradient: the norm that is clipped.
+
+    With all weights 1, as in the standard parametrization, it is the global norm.
+    """
+    by_weight: dict[float, list[Tensor]] = {}
+    for group in groups:
+        gradients = [p.grad for p in group["params"] if p.grad is not None]
+        by_weight.setdefault(group.get("grad_weight", 1.0), []).extend(gradients)
+    norms = []
+    for weight, gradients in by_weight.items():
+        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norms.append(norm * weight**0.5)
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+
+
+def timescale_weight_decay(lr: float, batch_tokens: float, max_tokens: float, n_params: float) -> float:
+    """Weight decay whose averaging timescale suits the run: B / (lr D tau), tau = 1.084 (D/N)^-0.527.
+
+    tau is the share of the run over which AdamW averages its updates, n_params the non-embedding parameters (Bergsma
+    et al. 2025, "Power Lines", arXiv 2505.13738, as restated by others).
+    """
+    tau = 1.084 * (max_tokens / n_params) ** -0.527
+    return batch_tokens / (lr * max_tokens * tau)
 
 
 def number_by_model(state: dict[str, Any], roles: Mapping[str, str]) -> dict[str, Any]:
@@ -63,18 +164,11 @@ def number_by_model(state: dict[str, Any], roles: Mapping[str, str]) -> dict[str
     Loading does not mind: it goes by position in the groups. But FSDP reads and writes numbers in the model's order,
     and so a checkpoint moves between one process, DDP and FSDP.
     """
-    in_groups = [name for role in dict.fromkeys(roles.values()) for name in roles if roles[name] == role]
+    names = group_names(roles)
+    in_groups = [name for group in dict.fromkeys(names.values()) for name in names if names[name] == group]
     in_model = {name: number for number, name in enumerate(roles)}
     numbers = [in_model[name] for name in in_groups]
     return {
         "state": {numbers[i]: value for i, value in state["state"].items()},
         "param_groups": [{**g, "params": [numbers[i] for i in g["params"]]} for g in state["param_groups"]],
     }
-
-
-def adamw(parameters: Mapping[str, Tensor], roles: Mapping[str, str], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, in its fused form where the device has one."""
-    groups = parameter_groups(parameters, roles, config)
-    devices = {parameter.device.type for parameter in parameters.values()}
-    fused = devices <= {"cpu", "cuda", "mps", "xpu"}
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)

@@ -51,7 +51,7 @@ def attention_by_loops(attn: CausalSelfAttention, x: torch.Tensor, band_width: i
 @pytest.mark.parametrize("band_width", [1, 3, 7, 100])
 def test_banded_attention_is_the_double_loop(band_width):
     torch.manual_seed(0)
-    attn = CausalSelfAttention(d_model=12, n_heads=3, dropout=0.0, bias=True).double()
+    attn = CausalSelfAttention(d_model=12, n_heads=3, dropout=0.0, bias=True, scale=0.5).double()
     torch.nn.init.normal_(attn.qkv.bias)
     x = torch.randn(2, 7, 12, dtype=torch.float64)
     mask = visible(7, 7, band_width, None, x.device)
@@ -60,7 +60,7 @@ def test_banded_attention_is_the_double_loop(band_width):
 
 def test_without_a_mask_attention_is_the_double_loop_over_all_earlier_keys():
     torch.manual_seed(0)
-    attn = CausalSelfAttention(d_model=12, n_heads=3, dropout=0.0, bias=True).double()
+    attn = CausalSelfAttention(d_model=12, n_heads=3, dropout=0.0, bias=True, scale=0.5).double()
     x = torch.randn(2, 7, 12, dtype=torch.float64)
     torch.testing.assert_close(attn(x), attention_by_loops(attn, x, band_width=7))
 

@@ -9,7 +9,8 @@ import torch
 import yaml
 from torch.nn import functional as F
 
-from gpt_lightning.model.gpt import GPT, GPTConfig, Role
+from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.model.parametrization import Role
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 
@@ -85,7 +86,8 @@ def test_every_parameter_has_one_role(tie_embedding):
     assert by_role["embedding"] == {"wte.weight", "wpe.weight"}
     assert by_role["readout"] == (set() if tie_embedding else {"lm_head.weight"})
     assert len(by_role["hidden"]) == 2 * 4  # qkv, proj, fc, proj
-    assert len(by_role["vector"]) == 2 * (4 + 2 * 2) + 2  # their biases, two LayerNorms; ln_f
+    assert len(by_role["vector"]) == 2 * (4 + 2 * 2)  # their biases, two LayerNorms
+    assert by_role["final_vector"] == {"ln_f.weight", "ln_f.bias"}
 
 
 def test_a_width_that_the_heads_do_not_divide_names_the_nearest():

@@ -1,0 +1,71 @@
+"""The optimizer of a run: AdamW, and Muon for the groups that ask for it, in the one object that Lightning takes."""
+
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from gpt_lightning.optim.groups import Multipliers, OptimConfig, parameter_groups
+from gpt_lightning.optim.muon import muon_step
+
+
+class RoleOptimizer(torch.optim.Optimizer):
+    """Steps groups made by `parameter_groups`, each with its own algorithm.
+
+    Where `found_inf`, a tensor set before the step, is 1, weights and moments stay as they are, without a
+    synchronisation.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float):
+        super().__init__(groups, {"lr": lr})
+        self.found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            step = muon_step if group["algorithm"] == "muon" else adamw_step
+            step(group, self.state, self.found_inf)
+        return loss
+
+
+def adamw_step(group: Mapping[str, Any], state: MutableMapping[Tensor, Any], found_inf: Tensor | None) -> None:
+    """torch's own AdamW on one group."""
+    parameters = [p for p in group["params"] if p.grad is not None]
+    for p in parameters:
+        if not state[p]:
+            step = torch.zeros((), dtype=torch.float32, device=p.device if group["fused"] else "cpu")
+            state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    adam(
+        parameters,
+        [p.grad for p in parameters],
+        [state[p]["exp_avg"] for p in parameters],
+        [state[p]["exp_avg_sq"] for p in parameters],
+        [],
+        [state[p]["step"] for p in parameters],
+        fused=group["fused"],
+        found_inf=found_inf,
+        decoupled_weight_decay=True,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"] * group["lr_ratio"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
+
+
+def build_optimizer(
+    parameters: Mapping[str, Tensor],
+    roles: Mapping[str, str],
+    config: OptimConfig,
+    multipliers: Mapping[Any, Multipliers],
+) -> RoleOptimizer:
+    """The optimizer that `config` asks for, over named parameters with their roles."""
+    return RoleOptimizer(parameter_groups(parameters, roles, config, multipliers), config.lr)
