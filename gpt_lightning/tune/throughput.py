@@ -1,0 +1,56 @@
+"""An estimate of a run's tokens per second, without training: one block and the readout, timed forward and backward.
+
+The FLOPs per second that this small model reaches are taken to be those of the whole one. Optimizer, data, validation
+and communication between devices are left out, so a run is somewhat slower. Costs well under a second.
+"""
+
+import time
+from dataclasses import replace
+
+import torch
+from torch.nn import functional as F
+
+from gpt_lightning.model.flops import flops_per_token
+from gpt_lightning.model.gpt import GPT, GPTConfig
+
+SECONDS = 0.3
+WIDEST = 768  # wider blocks take too long to build; their FLOPs per second are about the same
+LONGEST = 256  # tokens
+VOCABULARY = 4096  # ids at most
+
+
+def estimate_tokens_per_second(config: GPTConfig, precision: str) -> float:
+    """Of one device of this machine, in the precision that `fit` would use (bf16 only where it is native)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    small = _small(config)
+    with device, torch.random.fork_rng(devices=[]):
+        model = GPT(small)
+        tokens = torch.randint(small.vocab_size, (4, small.context_length + 1))
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled="bf16" in precision and _native_bf16(device))
+    n_tokens, started = 0, 0.0
+    while n_tokens == 0 or time.perf_counter() - started < SECONDS:
+        with autocast:
+            logits = model(tokens[:, :-1])
+            loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        loss.item()  # waits for the device
+        if not started:  # the first one warms up
+            started = time.perf_counter()
+        else:
+            n_tokens += tokens[:, 1:].numel()
+    flops_per_second = flops_per_token(small) * n_tokens / (time.perf_counter() - started)
+    return flops_per_second / flops_per_token(config)
+
+
+def _small(config: GPTConfig) -> GPTConfig:
+    sizes = {"vocab_size": min(config.vocab_size, VOCABULARY), "context_length": min(config.context_length, LONGEST)}
+    if config.d_model > WIDEST:
+        return replace(config, n_layers=1, d_model=WIDEST, n_heads=WIDEST // 64, d_ff=None, **sizes)
+    return replace(config, n_layers=1, **sizes)
+
+
+def _native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
