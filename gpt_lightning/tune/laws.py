@@ -7,7 +7,7 @@ N is the number of parameters without embeddings, D tokens, C = 6 N D FLOPs.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpt_lightning.optim.groups import timescale_weight_decay
@@ -207,7 +207,7 @@ LAWS = (
         "arXiv 2505.13738",
         True,
         Range(n_params=(1.11e8, 3.3e9)),
-        note="range restated too; tuned under muP",
+        note="its range is restated too, and lr followed muP",
         batch_tokens=power_lines_batch,
         weight_decay=power_lines_weight_decay,
     ),
@@ -229,34 +229,3 @@ LAWS = (
         size=compute_optimal,
     ),
 )
-
-
-@dataclass(frozen=True)
-class Centre:
-    """Geometric mean of several laws' values, with the lowest and the highest."""
-
-    value: float
-    low: float
-    high: float
-    laws: tuple[str, ...]
-
-    @property
-    def spread(self) -> float:
-        """Highest over lowest."""
-        return self.high / self.low
-
-
-def centre(values: Iterable[tuple[str, float]]) -> Centre:
-    """Centre of (law, value) pairs, of which there is at least one."""
-    pairs = list(values)
-    numbers = [value for _, value in pairs]
-    mean = math.exp(sum(math.log(value) for value in numbers) / len(numbers))
-    return Centre(mean, min(numbers), max(numbers), tuple(name for name, _ in pairs))
-
-
-def smaller_batch(lr: float, beta2: float, ratio: float) -> tuple[float, float]:
-    """lr and beta2 for a batch `ratio` times as large (arXiv 2507.07101): lr x sqrt(ratio), beta2 ** ratio.
-
-    beta2's half-life stays the same in tokens.
-    """
-    return lr * math.sqrt(ratio), beta2**ratio

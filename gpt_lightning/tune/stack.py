@@ -206,3 +206,26 @@ def _check_spelling(key: str, known: set[str]) -> None:
             if nearest:
                 raise ValueError(f"there is no key {room}{name}; did you mean {room}{nearest[0]}?")
             return
+
+
+def n_devices(trainer: Mapping[str, Any]) -> int:
+    """Devices of all nodes, from the Trainer's settings: a number, a list of devices, or auto."""
+    devices, n_nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
+    if isinstance(devices, str) and devices.strip("-").isdigit():
+        devices = int(devices)
+    if isinstance(devices, list):
+        count = len(devices)
+    elif isinstance(devices, int) and devices > 0:
+        count = devices
+    elif devices in ("auto", -1, None):
+        on_gpu = trainer.get("accelerator", "auto") not in ("cpu", "mps") and Path("/proc/driver/nvidia").exists()
+        count = max(_n_gpus(), 1) if on_gpu else 1
+    else:
+        count = len(str(devices).split(","))
+    return count * int(n_nodes)
+
+
+def _n_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from gpt_lightning.model.flops import flops_per_token
 from gpt_lightning.model.gpt import GPT, GPTConfig
 
-SECONDS = 0.3
+SECONDS = 0.2
+STEP_FLOPS = 4e9  # per forward and backward, about: a tenth of a second on one core
 WIDEST = 768  # wider blocks take too long to build; their FLOPs per second are about the same
-LONGEST = 256  # tokens
+LONGEST = 128  # tokens
 VOCABULARY = 4096  # ids at most
 
 
@@ -25,7 +26,7 @@ def estimate_tokens_per_second(config: GPTConfig, precision: str) -> float:
     small = _small(config)
     with device, torch.random.fork_rng(devices=[]):
         model = GPT(small)
-        tokens = torch.randint(small.vocab_size, (4, small.context_length + 1))
+        tokens = torch.randint(small.vocab_size, (_n_rows(small), small.context_length + 1))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled="bf16" in precision and _native_bf16(device))
     n_tokens, started = 0, 0.0
     while n_tokens == 0 or time.perf_counter() - started < SECONDS:
@@ -43,10 +44,15 @@ def estimate_tokens_per_second(config: GPTConfig, precision: str) -> float:
 
 
 def _small(config: GPTConfig) -> GPTConfig:
-    sizes = {"vocab_size": min(config.vocab_size, VOCABULARY), "context_length": min(config.context_length, LONGEST)}
+    vocab_size, context_length = min(config.vocab_size, VOCABULARY), min(config.context_length, LONGEST)
+    small = replace(config, n_layers=1, vocab_size=vocab_size, context_length=context_length)
     if config.d_model > WIDEST:
-        return replace(config, n_layers=1, d_model=WIDEST, n_heads=WIDEST // 64, d_ff=None, **sizes)
-    return replace(config, n_layers=1, **sizes)
+        small = replace(small, d_model=WIDEST, n_heads=WIDEST // 64, d_ff=None)
+    return small
+
+
+def _n_rows(config: GPTConfig) -> int:
+    return min(max(int(STEP_FLOPS / (flops_per_token(config) * config.context_length)), 1), 8)
 
 
 def _native_bf16(device: torch.device) -> bool:
