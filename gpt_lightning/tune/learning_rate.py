@@ -1,0 +1,175 @@
+"""The verb `tune lr`: a range test finds where training diverges, short whole runs below that find the best.
+
+The answer is the learning rate, with a 90% interval, at which a run of `--tune.tokens` ends lowest. Settings that
+differ by role (muP, lr_ratios) keep their ratios: one multiplier moves them all.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gpt_lightning.report.figures_lr import learning_rate_figure
+from gpt_lightning.tune.folder import IfExists, TuneFolder
+from gpt_lightning.tune.range_test import RaiseLearningRate, RangeTest
+from gpt_lightning.tune.search import Search, search
+from gpt_lightning.tune.stack_cli import TuneCLI
+
+COST = 13  # of a whole search in trials of the longest kind, two seeds: for the progress bar
+
+
+@dataclass(frozen=True)
+class LearningRateConfig:
+    """Find the best learning rate of a stack: a range test, then short whole runs around what it finds."""
+
+    tokens: int | None = None
+    """Length of the longest trials, in tokens; a twentieth of max_tokens when not given. The search costs 12 to 15
+    times as much."""
+    seeds: int = 2
+    """Seeds of the range test and of the last round."""
+    val_tokens: int = 50_000
+    """Tokens of the validation split that a trial is scored on."""
+    dir: str = "runs/lr"
+    """Folder for result.json, figure.png and tuned.yaml."""
+    if_exists: IfExists = "resume"
+    """resume goes on where the same search was interrupted; overwrite starts anew."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "seeds", "val_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"tune.{name} {getattr(self, name)}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class LearningRateResult:
+    """The best learning rate and how it was found; losses in nats per token."""
+
+    lr_before: float
+    range_tests: list[RangeTest]
+    found: Search
+    tokens: int
+    """Trained on in all, range tests included."""
+
+    @property
+    def lr(self) -> float:
+        """To two digits: more are not known."""
+        return float(f"{self.found.minimum.lr:.1e}")
+
+    def table(self) -> Table:
+        """One row per learning rate, one column per round."""
+        table = Table(title="final validation loss (nats/token)", title_justify="left", title_style="bold")
+        table.add_column("lr", justify="right")
+        for done in self.found.rounds:
+            table.add_column(f"{done.tokens:,} tokens", justify="right")
+        for lr in sorted({lr for done in self.found.rounds for lr in done.losses}):
+            cells = []
+            for done in self.found.rounds:
+                values = done.losses.get(lr, [])
+                cells.append(_loss(sum(values) / len(values), lr == done.best) if values else "")
+            table.add_row(f"{lr:.2e}", *cells)
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; an infinite loss, that of a trial that diverged, is null."""
+        rounds = [
+            {
+                "tokens": done.tokens,
+                "losses": {str(lr): [v if math.isfinite(v) else None for v in vs] for lr, vs in done.losses.items()},
+            }
+            for done in self.found.rounds
+        ]
+        return {
+            "lr": self.lr,
+            "interval_90": [self.found.minimum.low, self.found.minimum.high],
+            "lr_before": self.lr_before,
+            "at_edge": bool(self.found.edge),
+            "widened": self.found.widened,
+            "coefficients_log2": self.found.minimum.coefficients,
+            "rounds": rounds,
+            "range_tests": [asdict(test) for test in self.range_tests],
+            "tokens": self.tokens,
+        }
+
+
+def tune_learning_rate(cli: TuneCLI, folder: TuneFolder, progress: Progress) -> LearningRateResult:
+    """Run or resume the search of `cli` in `folder`."""
+    settings, batch_tokens = cli.settings, cli.config.data.batch_tokens
+    tokens = settings.tokens or cli.config.max_tokens // 20
+    if tokens < 20 * batch_tokens:
+        raise ValueError(
+            f"tune.tokens {tokens}: a trial needs at least 20 steps of {batch_tokens} tokens; "
+            f"set --tune.tokens {20 * batch_tokens} or more"
+        )
+    lr = cli.config.model.optim.lr
+    bar = progress.add_task("range test", total=COST * tokens)
+    spent = 0
+
+    def advance(trained: int) -> None:
+        nonlocal spent
+        spent += trained
+        progress.advance(bar, trained)
+
+    def range_test(seed: int) -> dict[str, Any]:
+        n_steps = max(tokens // 2 // batch_tokens, 20)
+        ramp = RaiseLearningRate(lr, n_steps)
+        options = {"model.schedule.name": "constant", "model.schedule.warmup_tokens": 0}
+        cli.train({**options, "max_tokens": (n_steps + 1) * batch_tokens}, seed, callbacks=[ramp])
+        return {**asdict(ramp.result()), "tokens": len(ramp.losses) * batch_tokens}
+
+    def objective(lr: float, tokens: int, seed: int) -> float:
+        def trial() -> dict[str, Any]:
+            done = cli.train({"model.optim.lr": lr, "max_tokens": tokens}, seed, settings.val_tokens)
+            return {"loss": done.val_loss if math.isfinite(done.val_loss) else None, "tokens": done.tokens}
+
+        progress.update(bar, description=f"lr {lr:.1e}, {tokens:,} tokens")
+        measured = folder.measured(f"lr {lr:.6e} tokens {tokens} seed {seed}", trial)
+        advance(measured["tokens"])
+        return math.inf if measured["loss"] is None else measured["loss"]
+
+    tests = []
+    for seed in range(settings.seeds):
+        measured = folder.measured(f"range test seed {seed}", lambda seed=seed: range_test(seed))  # type: ignore[misc]
+        advance(measured["tokens"])
+        tests.append(RangeTest(measured["lrs"], measured["losses"]))
+    upper = math.exp(sum(math.log(test.upper) for test in tests) / len(tests))
+    found = search(objective, upper, tokens, settings.seeds)
+    progress.update(bar, completed=COST * tokens)
+    return LearningRateResult(lr, tests, found, spent)
+
+
+def run(args: list[str]) -> LearningRateResult:
+    """Parse, search, write the folder, print the table and the recommendation."""
+    cli = TuneCLI(args, "tune lr", LearningRateConfig)
+    settings = cli.settings
+    terminal = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with TuneFolder(settings.dir, cli.question(), settings.if_exists) as folder:
+        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+            result = tune_learning_rate(cli, folder, progress)
+        minimum = result.found.minimum
+        interval = f"90% interval {minimum.low:.1e} to {minimum.high:.1e}"
+        header = f"The best learning rate of trials of {result.found.rounds[-1].tokens:,} tokens; {interval}."
+        figure = learning_rate_figure(result.range_tests, result.found, result.lr_before)
+        folder.finish(result.to_dict(), figure, {"model": {"optim": {"lr": result.lr}}}, header)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(result.table())
+    console.print(f"{result.tokens:,} tokens trained on; {settings.dir}/figure.png shows them")
+    if result.found.edge:
+        side = "smallest" if result.found.edge < 0 else "largest"
+        console.print(f"warning: the best learning rate is the {side} that was tried; the true one may lie beyond")
+    console.print(f"recommendation: lr {result.lr:.1e} ({interval}); add --config {settings.dir}/tuned.yaml")
+    return result
+
+
+def main(arguments: list[str]) -> int:
+    """The verb `tune lr`."""
+    run(arguments)
+    return 0
+
+
+def _loss(value: float, is_best: bool) -> str:
+    text = f"{value:.4f}" if math.isfinite(value) else "diverged"
+    return f"[bold]{text}[/bold]" if is_best else text
