@@ -4,9 +4,6 @@ The schema is the signatures of GPTModule, CorpusDataModule and the Trainer. Thi
 and derives from it what Lightning counts in steps, and gives the Trainer the callbacks that every run has.
 """
 
-import difflib
-import math
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +17,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from gpt_lightning.callbacks.batch_ramp import BatchRamp, check_ramp
+from gpt_lightning.callbacks.gradient_noise import GradientNoiseScale, check_measurable, refuse_sharded
 from gpt_lightning.callbacks.horizon import TokenHorizon
 from gpt_lightning.callbacks.metrics import RunMetrics
 from gpt_lightning.callbacks.preemption import Preemption
@@ -38,6 +37,7 @@ from gpt_lightning.module import GPTModule
 from gpt_lightning.optim.groups import OptimConfig
 from gpt_lightning.optim.schedules import ScheduleConfig
 from gpt_lightning.run_dir import IfExists, RunDir
+from gpt_lightning.spelling import did_you_mean, load_counts, plain_count
 
 VERBS = {
     "fit": "Train a model: one stack of YAML layers and flags, one run folder.",
@@ -51,6 +51,8 @@ SETTINGS = {
     "model.optim": OptimConfig,
     "model.schedule": ScheduleConfig,
     "data.prepare": PrepareConfig,
+    "batch_ramp": BatchRamp,
+    "gradient_noise": GradientNoiseScale,
 }
 DERIVED = ("max_steps", "max_epochs", "max_time", "accumulate_grad_batches", "val_check_interval")
 
@@ -58,9 +60,9 @@ DERIVED = ("max_steps", "max_epochs", "max_time", "accumulate_grad_batches", "va
 class GPTCLI(LightningCLI):
     """LightningCLI for GPTModule and CorpusDataModule, with budgets in tokens and a run folder."""
 
-    def __init__(self, args: Sequence[str], verb: str = "fit"):
+    def __init__(self, args: Sequence[str], verb: str = "fit", description: str | None = None):
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-        jsonargparse.set_loader("yaml_counts", _load_counts, exceptions=(yaml.YAMLError,))
+        jsonargparse.set_loader("yaml_counts", load_counts, exceptions=(yaml.YAMLError,))
         self.verb = verb
         super().__init__(
             GPTModule,
@@ -76,7 +78,7 @@ class GPTCLI(LightningCLI):
                 "exit_on_error": False,
                 "allow_abbrev": False,
                 "prog": f"gpt-lightning {verb}",
-                "description": VERBS[verb],
+                "description": description or VERBS[verb],
             },
             trainer_defaults={
                 "precision": "bf16-mixed",
@@ -97,6 +99,8 @@ class GPTCLI(LightningCLI):
         add("--if_exists", type=IfExists, default="refuse", help="What to do when run_dir already holds a run.")
         add("--ckpt_path", type=str | None, default=None, help="validate, test, predict: which one; run_dir's best.")
         parser.add_lightning_class_args(Samples, "samples")
+        parser.add_lightning_class_args(BatchRamp, "batch_ramp")
+        parser.add_lightning_class_args(GradientNoiseScale, "gradient_noise")
         parser.link_arguments("max_tokens", "model.max_tokens")
         parser.link_arguments("data.context_length", "model.gpt.context_length")
         parser.link_arguments("data.vocab_size", "model.gpt.vocab_size", apply_on="instantiate")
@@ -104,12 +108,23 @@ class GPTCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # not Lightning's own, which warns when called from Python
         try:
-            self.config = parser.parse_args([_plain_count(argument) for argument in args])
+            self.config = parser.parse_args([plain_count(argument) for argument in args])
         except jsonargparse.ArgumentError as error:
-            raise ValueError(f"{error}{_did_you_mean(str(error), parser)}") from error
+            raise ValueError(f"{error}{did_you_mean(str(error), parser)}") from error
 
     def before_instantiate_classes(self) -> None:
         """Check all settings before anything is read or written, then derive Lightning's own from tokens."""
+        self._check()
+        config = self.config
+        config.run_dir = config.run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S")
+        self.run_dir = RunDir(Path(config.run_dir))
+        if self.verb == "fit" and is_rank_zero():
+            self.run_dir.check(config.if_exists)
+        self.stack = self._stack_as_yaml()
+        self._derive(config)
+
+    def _check(self) -> None:
+        """Raise ValueError for settings that make no run."""
         config = self.config
         for key, settings in SETTINGS.items():
             settings(**config[key].as_dict())  # raises ValueError
@@ -122,14 +137,10 @@ class GPTCLI(LightningCLI):
             raise ValueError("max_tokens and val_interval_tokens must be at least 1")
         data = config.data
         accumulation(data.batch_tokens, data.micro_batch_size, data.context_length, world_size=1)
+        if config.batch_ramp.ramp_tokens:
+            check_ramp(config.batch_ramp.start_batch_tokens, _micro_step_tokens(data), data.batch_tokens)
         if config.model.init_from:
             find_checkpoint(config.model.init_from)
-        config.run_dir = config.run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S")
-        self.run_dir = RunDir(Path(config.run_dir))
-        if self.verb == "fit" and is_rank_zero():
-            self.run_dir.check(config.if_exists)
-        self.stack = self._stack_as_yaml()
-        self._derive(config)
 
     def _stack_as_yaml(self) -> str:
         """What config.yaml holds: all settings, without what is derived, and never to overwrite when run again."""
@@ -138,8 +149,7 @@ class GPTCLI(LightningCLI):
         return self.parser.dump(config, skip_link_targets=True, skip_unset=True)
 
     def _derive(self, config: Any) -> None:
-        config.trainer.max_steps = math.ceil(config.max_tokens / config.data.batch_tokens)
-        config.trainer.max_epochs = -1
+        config.trainer.max_epochs = -1  # the end is TokenHorizon's
         config.trainer.check_val_every_n_epoch = None
         config.trainer.precision, why = supported_precision(config.trainer.precision, config.trainer.accelerator)
         if why:
@@ -147,9 +157,11 @@ class GPTCLI(LightningCLI):
         config.samples.path = config.samples.path or str(self.run_dir / "samples.txt")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        self.metrics = RunMetrics(self.run_dir / "metrics.csv")
+        steering = self._steering()
+        sources = [callback.metrics for callback in steering if isinstance(callback, GradientNoiseScale)]
+        self.metrics = RunMetrics(self.run_dir / "metrics.csv", sources=sources)
         trainer_config = self.config_init.trainer
-        callbacks = [*(trainer_config.callbacks or []), *self._callbacks(), self.config_init.samples]
+        callbacks = [*(trainer_config.callbacks or []), *steering, *self._callbacks(), self.config_init.samples]
         plugins = trainer_config.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         trainer = self._instantiate_trainer(
@@ -158,7 +170,28 @@ class GPTCLI(LightningCLI):
         steps = max(round(self.config.val_interval_tokens / self.config.data.batch_tokens), 1)
         trainer.accumulate_grad_batches = self.datamodule.accumulation(trainer.world_size)
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
+        self._check_steering(trainer)
         return trainer
+
+    def _steering(self) -> list[Callback]:
+        """The callbacks that are there only when turned on; the ramp first, for the others read what it sets."""
+        ramp, noise = self.config_init.batch_ramp, self.config_init.gradient_noise
+        found = [ramp] if ramp.ramp_tokens else []
+        return [*found, noise] if noise.interval_steps else found
+
+    def _check_steering(self, trainer: Trainer) -> None:
+        """Check what depends on the devices, before the run folder is touched."""
+        if self.verb != "fit":
+            return
+        data, ramp, noise = self.config.data, self.config.batch_ramp, self.config.gradient_noise
+        micro_step_tokens, first = _micro_step_tokens(data, trainer.world_size), data.batch_tokens
+        if ramp.ramp_tokens:
+            check_ramp(ramp.start_batch_tokens, micro_step_tokens, data.batch_tokens)
+            first = ramp.start_batch_tokens
+        if noise.interval_steps:
+            refuse_sharded(trainer.strategy)
+            n_micro_batches = first // micro_step_tokens * trainer.world_size
+            check_measurable(n_micro_batches, data.micro_batch_size, self.config.model.compile)
 
     def _callbacks(self) -> list[Callback]:
         folder = self.run_dir.checkpoints
@@ -190,6 +223,10 @@ def supported_precision(precision: Any, accelerator: Any) -> tuple[Any, str]:
     return (precision, "") if native else ("32-true", f"{where} has no native bf16: training in float32 instead")
 
 
+def _micro_step_tokens(data: Any, world_size: int = 1) -> int:
+    return data.micro_batch_size * data.context_length * world_size
+
+
 def is_rank_zero() -> bool:
     """Whether this process is the first of the run; known before the Trainer is."""
     return getattr(rank_zero_only, "rank", 0) == 0
@@ -199,39 +236,3 @@ def is_rank_zero() -> bool:
 def say(line: str) -> None:
     """One line for the user, from one process."""
     print(line, flush=True)
-
-
-def _load_counts(text: str) -> Any:
-    """YAML in which 3e6 is the integer 3000000, so that budgets can be written as people say them."""
-    return _counts(jsonargparse.get_loader("yaml")(text))
-
-
-def _counts(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _counts(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_counts(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) >= 1000 else value
-
-
-def _plain_count(argument: str) -> str:
-    """The same for the command line, whose numbers jsonargparse reads itself: --max_tokens=3e6 -> 3000000."""
-    name, equals, value = argument.rpartition("=")
-    if re.fullmatch(r"[0-9.]+[eE]\+?[0-9]+", value) and float(value) >= 1000 and float(value).is_integer():
-        value = str(int(float(value)))
-    return name + equals + value
-
-
-def _did_you_mean(message: str, parser: LightningArgumentParser) -> str:
-    """The option nearest to an unknown one, named in either of jsonargparse's two ways."""
-    flag = re.search(r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE)
-    key = re.search(r"(?:Group '([\w.]+)' does not accept option|Key) '([\w.]+)'", message)
-    if flag:
-        unknown = flag[1]
-    elif key:
-        unknown = ".".join(part for part in key.groups() if part)
-    else:
-        return ""
-    options = [action.dest for action in parser._actions]
-    nearest = difflib.get_close_matches(unknown, options, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""

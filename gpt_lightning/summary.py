@@ -5,6 +5,7 @@ model that loses to gzip has a bug.
 """
 
 import lzma
+import math
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
+from gpt_lightning.callbacks.batch_ramp import BatchRamp
 from gpt_lightning.data.datamodule import CorpusDataModule
 from gpt_lightning.model.flops import count_parameters
 from gpt_lightning.module import GPTModule
@@ -68,8 +70,10 @@ def print_start(
         f"model  {config.n_layers} layers x {config.d_model}, {_short(counts.total)} parameters "
         f"({_short(counts.non_embedding)} without embeddings), vocabulary {config.vocab_size:,}"
     )
+    ramps = [callback for callback in trainer.callbacks if isinstance(callback, BatchRamp)]  # type: ignore[attr-defined]
+    steps = ramps[0].describe() if ramps else f"{math.ceil(module.max_tokens / data.batch_tokens):,} x "
     console.print(
-        f"steps  {trainer.max_steps:,} x {data.batch_tokens:,} tokens = {trainer.accumulate_grad_batches} x "
+        f"steps  {steps}{data.batch_tokens:,} tokens = {trainer.accumulate_grad_batches} x "
         f"{data.micro_batch_size} sequences of {data.context_length} on {trainer.world_size} device"
         f"{'s' if trainer.world_size > 1 else ''}, {trainer.precision}"
     )

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "gpt_lightning"
 FLOORS = [  # lowest first; rooms on one floor do not know each other
     {"model", "data", "optim", "report"},
     {"checkpoint"},
-    {"module", "callbacks", "checkpoint_io", "run_dir"},
+    {"module", "callbacks", "checkpoint_io", "run_dir", "spelling"},
     {"summary"},
     {"gpt_cli", "generator", "convert"},
     {"train"},

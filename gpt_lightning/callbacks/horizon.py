@@ -1,6 +1,7 @@
 """Stop at the horizon, counted in tokens, and validate there.
 
-Lightning stops at `max_steps` without a last validation unless the interval happens to divide it.
+Lightning's own `max_steps` would be wrong for a batch that grows, and stops without a last validation unless the
+interval happens to divide it.
 """
 
 from typing import Any
@@ -9,8 +10,14 @@ from lightning.pytorch import Callback, Trainer
 
 
 class TokenHorizon(Callback):
-    """Stop once the module has seen its max_tokens."""
+    """Stop at the end of the step in which the module has seen its max_tokens, or at once when it already has."""
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if pl_module.tokens_seen >= pl_module.max_tokens:
-            trainer.should_stop = True
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        trainer.should_stop = pl_module.tokens_seen >= pl_module.max_tokens
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.on_fit_start(trainer, pl_module)  # sharded strategies load their checkpoint in between
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step_ends = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        trainer.should_stop |= step_ends and pl_module.tokens_seen >= pl_module.max_tokens

@@ -8,6 +8,7 @@ synchronises at every batch.)
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,18 @@ class RunMetrics(Callback):
     Args:
         path: The metrics.csv to write; None writes none.
         max_skipped_steps: Stop the run after so many updates in a row with a gradient that is not finite.
+        sources: Functions that return further numbers, called whenever a row of training numbers is due.
     """
 
-    def __init__(self, path: Path | None = None, max_skipped_steps: int = 20):
+    def __init__(
+        self,
+        path: Path | None = None,
+        max_skipped_steps: int = 20,
+        sources: Sequence[Callable[[], dict[str, float]]] = (),
+    ):
         self.path = path
         self.max_skipped_steps = max_skipped_steps
+        self.sources = sources
         self.latest: dict[str, float] = {}
         self._nats_and_bytes: Tensor | None = None
         self._step = self._tokens = 0
@@ -55,7 +63,7 @@ class RunMetrics(Callback):
         sums = torch.stack([nats.double(), text_bytes.double()])
         self._nats_and_bytes = sums if self._nats_and_bytes is None else self._nats_and_bytes + sums
         step, interval = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if step != self._step and (step % interval == 0 or step == trainer.max_steps):
+        if step != self._step and (step % interval == 0 or pl_module.tokens_seen >= pl_module.max_tokens):
             self.write(trainer, self._training_metrics(trainer, pl_module))
             self._reset(trainer, pl_module)
 
@@ -92,6 +100,8 @@ class RunMetrics(Callback):
         peak = peak_flops(module.device)
         if peak:
             metrics["throughput/mfu"] = rate * flops_per_token(module.gpt_config) / (peak * trainer.world_size)
+        for source in self.sources:
+            metrics |= source()
         self._check_skipped(module.skipped_steps.item())
         return metrics
 
