@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,12 +23,13 @@ def law_figure(
     shown = [law for law in laws if law["lr"] is not None or law["batch_tokens"] is not None][::-1]
     height = 1.4 + 0.45 * len(shown)
     figure = Figure(figsize=(9, height))  # margins by hand: a layout engine takes a second
-    figure.subplots_adjust(left=0.13, right=0.98, bottom=0.6 / height, top=1 - 0.45 / height, wspace=0.06)
+    figure.subplots_adjust(left=0.14, right=0.98, bottom=0.6 / height, top=1 - 0.45 / height, wspace=0.06)
     left, right = figure.subplots(1, 2, sharey=True)
     _dots(left, shown, "lr", centres["lr"], own["lr"])
     _dots(right, shown, "batch_tokens", centres["batch_tokens"], own["batch_tokens"])
     left.set_xlabel("peak learning rate")
     right.set_xlabel("tokens per step")
+    right.tick_params(left=False)
     left.set_yticks(range(len(shown)), [law["name"] for law in shown])
     handles, labels = left.get_legend_handles_labels()
     for handle, label in zip(*right.get_legend_handles_labels(), strict=True):
@@ -52,6 +54,9 @@ def _dots(axes: "Axes", laws: Sequence[Mapping[str, Any]], key: str, centre: Map
             text = f"{law[key]:.1e}" if key == "lr" else f"{law[key]:,.0f}"
             axes.annotate(text, (law[key], y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 10 else f"{x:.0e}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12)
     axes.set_ylim(-0.6, len(laws) - 0.3)
     axes.grid(alpha=0.25)

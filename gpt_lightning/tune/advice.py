@@ -11,6 +11,7 @@ from gpt_lightning.optim.groups import OptimConfig
 from gpt_lightning.tune.laws import LAWS, Case, Law, compute_optimal, gpt3_row
 
 MIN_TOKENS_PER_PARAMETER = 20  # about compute-optimal (Hoffmann et al. 2022, arXiv 2203.15556)
+MIN_STEPS = 100  # below this no schedule has its shape
 MAX_EPOCHS = 4  # up to here repeated text is almost as good as new (Muennighoff et al. 2023, arXiv 2305.16264)
 
 
@@ -57,13 +58,11 @@ def trusted(answer: Callable[[Law], float | None], case: Case) -> tuple[list[tup
 
 
 def round_batch(batch_tokens: float, micro_batch_size: int, context_length: int, n_devices: int) -> tuple[int, int]:
-    """(batch_tokens, micro_batch_size): nearest whole number of micro-batches, smaller ones where one is too large."""
-    row_tokens = context_length * n_devices
-    if batch_tokens < micro_batch_size * row_tokens:
-        rows = max(1, round(batch_tokens / row_tokens))
-        return rows * row_tokens, min(rows, micro_batch_size)
-    unit = micro_batch_size * row_tokens
-    return round(batch_tokens / unit) * unit, micro_batch_size
+    """(batch_tokens, micro_batch_size): the nearest whole number of micro-batches, halved while one is too large."""
+    row_tokens, rows = context_length * n_devices, micro_batch_size
+    while rows > 1 and batch_tokens < rows * row_tokens / math.sqrt(2):
+        rows //= 2
+    return max(1, round(batch_tokens / (rows * row_tokens))) * rows * row_tokens, rows
 
 
 def smaller_batch(lr: float, beta2: float, ratio: float) -> tuple[float, float]:
@@ -86,10 +85,15 @@ def budget_warnings(case: Case, n_flops: float, epochs: float) -> list[str]:
         )
     if epochs > MAX_EPOCHS:
         warnings.append(
-            f"{epochs:.3g} epochs, more than {MAX_EPOCHS}: further passes teach ever less (arXiv 2305.16264); "
+            f"{passes(epochs)} epochs, more than {MAX_EPOCHS}: further passes teach ever less (arXiv 2305.16264); "
             "bring more text or shorten the run"
         )
     return warnings
+
+
+def passes(epochs: float) -> str:
+    """0.583, 9.54, 795, 95,400."""
+    return f"{epochs:.3g}" if epochs < 1000 else f"{epochs:,.0f}"
 
 
 def short(count: float) -> str:
@@ -157,6 +161,11 @@ def advise(run: Run, epochs: float) -> dict[str, Any]:
         if not fits
     ]
     warnings = law_warnings(run, unfitted) + budget_warnings(case, run.n_flops, epochs)
+    if run.n_tokens < MIN_STEPS * batch_tokens:
+        warnings.append(
+            f"{recommended['max_tokens'] // batch_tokens} steps of {batch_tokens:,} tokens, fewer than {MIN_STEPS}: "
+            "the budget is too small for this model"
+        )
     accumulated = accumulation_warning(recommended, rows * run.gpt.context_length, run.n_devices, run.optim.betas)
     row = gpt3_row(case.n_params_non_embedding)
     centres = {"lr": lr, "batch_tokens": batch, "weight_decay": decay}

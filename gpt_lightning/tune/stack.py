@@ -184,7 +184,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _ours(merged: Mapping[str, Any], parser: jsonargparse.ArgumentParser) -> dict[str, Any]:
     """The keys that are read here. Raises ValueError for one that looks like a misspelling of them."""
     known = {action.dest for action in parser._actions} - {"help"}
-    mappings = tuple(f"{key}." for key in known if key not in GROUPS)  # lr_ratios: its own keys are values
+    mappings = tuple(f"{key}." for key in known if key not in (*GROUPS, "tune"))  # of lr_ratios the keys are values
     ours: dict[str, Any] = {}
     for key, value in _flat(merged).items():
         if key in known or key.startswith(mappings):

@@ -20,7 +20,7 @@ from gpt_lightning.data.shards import Split
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.flops import flops_per_token
 from gpt_lightning.report.figures_tuning import law_figure
-from gpt_lightning.tune.advice import Run, advise, short
+from gpt_lightning.tune.advice import Run, advise, passes, short
 from gpt_lightning.tune.folder import IfExists, TuneFolder
 from gpt_lightning.tune.stack import Stack, n_devices, read_stack
 
@@ -196,7 +196,7 @@ def _facts(values: Mapping[str, Any]) -> dict[str, str]:
     sampled = min(read for read in corpus["sampled_tokens"] if read or corpus["n_documents"] is not None)
     if sampled < corpus["n_tokens"]:
         copies.append(f"from an even sample of {short(sampled)} tokens, so spans at least")
-    spent = f"{short(case['n_tokens'])} tokens, {budget['n_flops']:.2g} FLOPs, {case['epochs']:.3g} epochs"
+    spent = f"{short(case['n_tokens'])} tokens, {budget['n_flops']:.2g} FLOPs, {passes(case['epochs'])} epochs"
     if budget["source"] == "hours":
         estimate = ", estimated from one block; a run is somewhat slower" if budget["estimated"] else ""
         spent += f", at {budget['tokens_per_second']:,.3g} tokens/s{estimate}"
