@@ -63,7 +63,6 @@ class TuneCLI(GPTCLI):
         self.stack = self._stack_as_yaml()
         self.run_dir = RunDir(Path(self.settings.dir) / "trials")
         self._derive(self.config)
-        self._parsed = self.config.clone()
 
     def instantiate_classes(self) -> None:
         """Nothing: each trial builds its own."""
@@ -79,12 +78,13 @@ class TuneCLI(GPTCLI):
 
     def build(self, options: Mapping[str, Any], seed: int, callbacks: Sequence[Callback] = ()) -> None:
         """Make `trainer`, `model` and `datamodule` of the stack with `options`, by dotted name, laid over it."""
-        seed_everything((self._parsed.seed_everything or 0) + seed, verbose=False)
-        self.config = config = self._parsed.clone()
+        parsed = self.config
+        seed_everything((parsed.seed_everything or 0) + seed, verbose=False)
+        self.config = config = parsed.clone()
         for name, value in TRAINER.items():
             config.trainer[name] = value
         config.data.seed += seed
-        tokens = options.get("max_tokens", config.max_tokens)
+        tokens = options.get("max_tokens", config.max_tokens)  # of the trial
         share = min(tokens / config.max_tokens, 1.0)
         schedule = config.model.schedule
         schedule.warmup_tokens = round(schedule.warmup_tokens * share)
@@ -94,26 +94,34 @@ class TuneCLI(GPTCLI):
         config.model.max_tokens = config.max_tokens
         config.val_interval_tokens = config.max_tokens
         self._extra = list(callbacks)
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        finally:
+            self.config = parsed
 
     def _callbacks(self) -> list[Callback]:
         return [*self._extra, TokenHorizon()]
 
     def train(
-        self, options: Mapping[str, Any], seed: int = 0, val_tokens: int = 0, callbacks: Sequence[Callback] = ()
+        self,
+        options: Mapping[str, Any],
+        seed: int = 0,
+        val_tokens: int = 0,
+        callbacks: Sequence[Callback] = (),
+        checkpoint: Path | None = None,
     ) -> Trial:
-        """Train a trial and score it on the first `val_tokens` of the validation split.
+        """Train a trial, on from `checkpoint` if given, and score it on the first `val_tokens` of the validation split.
 
         options: settings by dotted name, as {"model.optim.lr": 1e-3, "max_tokens": 200_000}.
         """
         curve = LossCurve()
         with quiet():
             self.build({**options, "samples.max_new_tokens": 0}, seed, [*callbacks, curve])
-            data = self.config.data
+            data = self.datamodule
             self.trainer.limit_val_batches = -(-val_tokens // (data.micro_batch_size * data.context_length))
             if self.trainer.progress_bar_callback is not None:
                 self.trainer.progress_bar_callback.disable()
-            self.trainer.fit(self.model, self.datamodule)
+            self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         scores = self.trainer.callback_metrics
         val_loss = float("inf") if curve.diverged else float(scores.get("val/loss", float("nan")))
         return Trial(curve.losses, val_loss, self.model.tokens_seen)
@@ -131,7 +139,7 @@ class LossCurve(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._sum = self._sum + outputs["loss"].detach()  # Lightning has divided it by the accumulation
-        if trainer.global_step > len(self.losses):
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             loss, self._sum = float(self._sum), 0.0
             self.losses.append(loss)
             skipped = getattr(pl_module, "skipped_steps", None)

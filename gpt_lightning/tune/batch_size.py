@@ -1,0 +1,254 @@
+"""The verb `tune batch`: the micro-batch that is fastest, the batch that is worth its tokens, and what lr becomes.
+
+    micro-batches 1, 2, 4, ...   -> seconds and bytes of each     (tune/micro_batch.py)
+    gradient noise in a short run -> critical batch B_crit         (callbacks/gradient_noise.py)
+    batch B                       -> tokens to the same loss grow as 1 + B / B_crit (McCandlish et al. 2018, eq. 2.11)
+
+The recommended batch is the one with the least time to the same loss on this machine: (1 + B / B_crit) x seconds per
+token, within a factor 4 of the present one: start again from there for more. Where the learning rate suits the present batch, another one wants lr x sqrt(ratio) and beta2 ^ ratio (arXiv
+2507.07101), which keep Adam's memory in tokens.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from gpt_lightning.callbacks.gradient_noise import CriticalBatch, GradientNoiseScale, critical_batch
+from gpt_lightning.report.figures_batch import batch_figure
+from gpt_lightning.tune.branches import Branch, measure_branches
+from gpt_lightning.tune.folder import IfExists, TuneFolder
+from gpt_lightning.tune.micro_batch import MicroBatch, knee, measure_micro_batch, measure_micro_batches, memory_limit
+from gpt_lightning.tune.stack_cli import TuneCLI
+
+FARTHEST = 4  # times or a fraction of the present batch: the root rule for lr is an approximation
+MICRO_BATCHES = 8  # per step while the noise is measured: more would mean less exact small gradients
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Find the fastest micro-batch, the critical batch, and the learning rate and beta2 that go with a new batch."""
+
+    tokens: int | None = None
+    """Length of the run in which gradient noise is measured, and of each branch; a twentieth of max_tokens when not
+    given."""
+    branches: bool = False
+    """Also train on from one checkpoint with 1, 2, 4 and 8 times the batch: does the loss recover?"""
+    dir: str = "runs/batch"
+    """Folder for result.json, figure.png and tuned.yaml."""
+    if_exists: IfExists = "resume"
+    """resume goes on where the same measurement was interrupted; overwrite starts anew."""
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tune.tokens {self.tokens}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A batch: its micro-batch and accumulation, and the time to the same loss over that of the best choice."""
+
+    batch_tokens: int
+    micro_batch_size: int
+    accumulation: int
+    seconds_per_token: float
+    relative_time: float
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What was measured and what follows; `now` is the stack's own batch."""
+
+    context_length: int
+    sizes: list[MicroBatch]
+    critical: CriticalBatch
+    noise: list[tuple[float, float]]
+    now: Choice
+    best: Choice
+    lr: float
+    betas: tuple[float, float]
+    branches: list[Branch]
+
+    def table(self) -> Table:
+        """One row per micro-batch."""
+        table = Table(title="micro-batches", title_justify="left", title_style="bold")
+        for name in ("sequences", "tokens/s", "memory", "ms per micro-step", "ms per update"):
+            table.add_column(name, justify="right")
+        fastest = knee(self.sizes)
+        for one in self.sizes:
+            row = (
+                f"{one.micro_batch_size}",
+                f"{one.tokens_per_second(self.context_length):,.0f}",
+                f"{one.peak_bytes / 1e9:.2f} GB",
+                f"{one.micro_step_seconds * 1e3:,.1f}",
+                f"{one.update_seconds * 1e3:,.1f}",
+            )
+            table.add_row(*row, style="bold" if one is fastest else "")
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; an infinite critical batch is null."""
+        finite = {k: v if math.isfinite(v) else None for k, v in self.critical._asdict().items()}
+        return {
+            "batch_tokens": self.best.batch_tokens,
+            "micro_batch_size": self.best.micro_batch_size,
+            "accumulation": self.best.accumulation,
+            "lr": self.lr,
+            "betas": list(self.betas),
+            "critical_batch_tokens": finite["tokens"],
+            "critical_batch_tokens_90": [finite["low"], finite["high"]],
+            "now": asdict(self.now),
+            "best": asdict(self.best),
+            "micro_batches": [asdict(one) for one in self.sizes],
+            "largest_micro_batch": self.sizes[-1].micro_batch_size,
+            "knee_micro_batch": knee(self.sizes).micro_batch_size,
+            "noise": [list(pair) for pair in self.noise],
+            "branches": [{**asdict(branch), "recovers": branch.recovers} for branch in self.branches],
+        }
+
+
+def choose_batch(
+    sizes: list[MicroBatch], critical: float, context_length: int, devices: int, batch_tokens: int
+) -> tuple[Choice, Choice]:
+    """(the choice that keeps `batch_tokens`, the choice with the least time to the same loss).
+
+    Seconds of a step are those of its micro-steps and one update; devices work at once.
+    Raises ValueError when no micro-batch that was measured makes a batch near the present one.
+    """
+    choices = []
+    for one in sizes:
+        unit = one.micro_batch_size * context_length * devices
+        accumulations = {2**i for i in range(11)} | ({batch_tokens // unit} if batch_tokens % unit == 0 else set())
+        for accumulation in accumulations - {0}:
+            seconds = accumulation * one.micro_step_seconds + one.update_seconds
+            tokens = unit * accumulation
+            if not 1 / FARTHEST <= tokens / batch_tokens <= FARTHEST:
+                continue
+            per_token = seconds / tokens
+            time = per_token * (1 + tokens / critical) if critical > 0 else math.inf
+            choices.append(Choice(tokens, one.micro_batch_size, accumulation, per_token, time))
+    if not choices:
+        raise ValueError(f"batch_tokens {batch_tokens}: no multiple of {context_length} x {devices} devices is near it")
+    best = min(choices, key=lambda c: (c.relative_time, c.batch_tokens))
+    same = [choice for choice in choices if choice.batch_tokens == batch_tokens]
+    now = min(same, key=lambda c: c.relative_time) if same else best
+    return _relative(now, best), _relative(best, best)
+
+
+def _relative(choice: Choice, best: Choice) -> Choice:
+    return Choice(**{**asdict(choice), "relative_time": choice.relative_time / best.relative_time})
+
+
+def tune_batch(cli: TuneCLI, folder: TuneFolder, progress: Progress) -> BatchResult:
+    """Measure, or take from `folder`, and choose."""
+    config, settings = cli.config, cli.settings
+    data, optim = config.data, config.model.optim
+    T, batch_tokens = data.context_length, data.batch_tokens
+    tokens = settings.tokens or config.max_tokens // 20
+    bar = progress.add_task("micro-batches", total=None)
+
+    def micro_batch(size: int) -> MicroBatch | None:
+        progress.update(bar, description=f"micro-batch {size}")
+        return _from_json(folder.measured(f"micro-batch {size}", lambda: _to_json(measure_micro_batch(cli, size))))
+
+    sizes = measure_micro_batches(micro_batch, memory_limit())
+    progress.update(bar, description=f"gradient noise over {tokens:,} tokens")
+    noise = folder.measured("noise", lambda: measure_noise(cli, tokens))
+    settled = [(square, variance) for square, variance in noise[len(noise) // 2 :]]
+    critical = critical_batch(settled, T)
+    branches = []
+    if settings.branches:
+        progress.update(bar, description="branches")
+        branches = measure_branches(cli, folder, tokens)
+    devices = device_count(config.trainer)
+    now, best = choose_batch(sizes, critical.tokens, T, devices, batch_tokens)
+    ratio = best.batch_tokens / batch_tokens
+    beta1, beta2 = optim.betas
+    lr = float(f"{optim.lr * math.sqrt(ratio):.2e}")
+    betas = (beta1, round(beta2**ratio, 6))
+    return BatchResult(T, sizes, critical, settled, now, best, lr, betas, branches)
+
+
+def measure_noise(cli: TuneCLI, tokens: int) -> list[tuple[float, float]]:
+    """(|G|^2, S) of every step of a run of `tokens` of the stack, its batch split into 8 micro-batches where it can."""
+    data = cli.config.data
+    sequences = data.batch_tokens // data.context_length
+    parts = next(n for n in range(min(MICRO_BATCHES, sequences), 0, -1) if sequences % n == 0)
+    callback = GradientNoiseScale(interval_steps=1)
+    options = {"data.micro_batch_size": sequences // parts, "max_tokens": tokens, "batch_ramp.ramp_tokens": 0}
+    cli.train(options, callbacks=[callback])
+    estimates = callback.estimates
+    if len(estimates) < 8:
+        raise ValueError(
+            f"tune.tokens {tokens} gives {len(estimates)} steps to measure noise in, expected at least 8; "
+            f"set --tune.tokens {8 * data.batch_tokens} or more"
+        )
+    return estimates
+
+
+def device_count(trainer: Any) -> int:
+    """Devices that the stack asks for; `auto` is every GPU of this machine, or one CPU."""
+    import torch
+
+    devices = trainer.devices
+    if devices in ("auto", -1, "-1"):
+        devices = max(torch.cuda.device_count(), 1)
+    return (len(devices) if isinstance(devices, list) else int(devices)) * trainer.num_nodes
+
+
+def run(args: list[str]) -> BatchResult:
+    """Parse, measure, write the folder, print the tables and the recommendation."""
+    cli = TuneCLI(args, "tune batch", BatchConfig)
+    settings, terminal = cli.settings, Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with TuneFolder(settings.dir, cli.question(), settings.if_exists) as folder:
+        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+            result = tune_batch(cli, folder, progress)
+        best = result.best
+        layer = {
+            "model": {"optim": {"lr": result.lr, "betas": list(result.betas)}},
+            "data": {"batch_tokens": best.batch_tokens, "micro_batch_size": best.micro_batch_size},
+        }
+        header = (
+            f"The batch with the least time to the same loss on this machine; {_critical(result)}.\n"
+            f"lr and betas are those of batch_tokens {result.now.batch_tokens} rescaled."
+        )
+        folder.finish(result.to_dict(), batch_figure(result), layer, header)
+    _report(result, settings.dir)
+    return result
+
+
+def _report(result: BatchResult, folder: str) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(result.table())
+    console.print(_critical(result))
+    for branch in result.branches:
+        word = "recovers" if branch.recovers else "does not recover"
+        console.print(f"branch x {branch.factor}: {word} ({branch.difference:+.4f} nats per token)")
+    now, best = result.now, result.best
+    console.print(f"the present {now.batch_tokens:,} tokens need {now.relative_time:.2f} x the time to the same loss")
+    batch = f"batch_tokens {best.batch_tokens:,} ({best.accumulation} x {best.micro_batch_size} sequences)"
+    optimizer = f"lr {result.lr:.1e}, beta2 {result.betas[1]:g}"
+    console.print(f"recommendation: {batch}, {optimizer}; add --config {folder}/tuned.yaml")
+
+
+def _critical(result: BatchResult) -> str:
+    c = result.critical
+    return f"critical batch {c.tokens:,.0f} tokens, 90% interval {c.low:,.0f} to {c.high:,.0f}, early in training"
+
+
+def main(arguments: list[str]) -> int:
+    """The verb `tune batch`."""
+    run(arguments)
+    return 0
+
+
+def _to_json(size: MicroBatch | None) -> dict[str, Any] | None:
+    return None if size is None else asdict(size)
+
+
+def _from_json(value: dict[str, Any] | None) -> MicroBatch | None:
+    return None if value is None else MicroBatch(**value)
