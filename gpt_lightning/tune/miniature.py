@@ -1,0 +1,106 @@
+"""The user's model and optimizer in miniature: the same structure, small enough for a hundred runs in a minute.
+
+What decides how a parametrization behaves is kept: biases, tying, the kinds of attention, the ratio of d_ff, whether
+wider models have more or wider heads, the optimizer with its learning-rate ratios. Sizes, vocabulary, initial and
+learning-rate levels are not. Steps are made as module.py makes them, so that a mistake in the table or in a changed
+model shows here.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.model.loss import linear_cross_entropy
+from gpt_lightning.model.parametrization import parametrization
+from gpt_lightning.optim.groups import OptimConfig, gradient_norm
+from gpt_lightning.optim.optimizer import build_optimizer
+
+D_HEAD = 8
+VOCAB, CONTEXT, SEQUENCES = 32, 16, 8
+
+
+@dataclass(frozen=True)
+class Miniature:
+    """A small model of the user's structure, with its relatives of other widths and depths.
+
+    widening_heads: the share of a doubling of the width that goes into wider heads; the rest gives more heads.
+    """
+
+    model_class: type[GPT]
+    gpt: GPTConfig
+    widening_heads: float
+
+    @classmethod
+    def of(cls, gpt: GPTConfig, model_class: type[GPT], n_heads: int, n_layers: int) -> "Miniature":
+        """The miniature of `gpt` at base width, which is here `n_heads` heads."""
+        d_head, D = gpt.d_model // gpt.n_heads, n_heads * D_HEAD
+        base_d_head = gpt.base_d_head or d_head
+        wider = gpt.parametrization != "standard" and base_d_head != d_head
+        only_wider = wider and d_head * (gpt.base_d_model or 0) == base_d_head * gpt.d_model
+        config = replace(
+            gpt,
+            vocab_size=VOCAB,
+            context_length=CONTEXT,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            d_model=D,
+            d_ff=gpt.d_ff and max(round(gpt.d_ff / gpt.d_model * n_heads), 1) * D_HEAD,
+            dropout=0.0,
+            init_std=0.02,
+            attention_pattern=tuple(dict.fromkeys(gpt.attention_pattern)),
+            band_width=CONTEXT // 4,
+            base_d_model=None if gpt.parametrization == "standard" else D,
+            base_n_layers=1 if gpt.parametrization == "completep" else None,
+            base_d_head=D_HEAD if wider else None,
+        )
+        return cls(model_class, config, 1.0 if only_wider else 0.5 if wider else 0.0)
+
+    def wider(self, doublings: int) -> "Miniature":
+        """The relative 2^doublings times as wide: with more heads, wider heads, or both, as the user's."""
+        of_d_head = math.ceil(doublings * self.widening_heads)
+        config, factor = self.gpt, 2**doublings
+        n_heads = config.n_heads * factor // 2**of_d_head
+        d_ff = config.d_ff and config.d_ff * factor
+        return replace(self, gpt=replace(config, d_model=config.d_model * factor, n_heads=n_heads, d_ff=d_ff))
+
+    def deeper(self, n_layers: int) -> "Miniature":
+        """The relative with another number of layers."""
+        return replace(self, gpt=replace(self.gpt, n_layers=n_layers))
+
+    def build(self, seed: int, dtype: torch.dtype = torch.float32) -> GPT:
+        """A model with fresh weights; torch's own random numbers stay as they are."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.model_class(self.gpt).to(dtype)
+
+
+def batch(seed: int) -> tuple[Tensor, Tensor]:
+    """Random tokens and their targets, to be learned by heart."""
+    ids = torch.randint(0, VOCAB, (SEQUENCES, CONTEXT + 1), generator=torch.Generator().manual_seed(seed))
+    return ids[:, :-1], ids[:, 1:]
+
+
+def optim_in_miniature(optim: OptimConfig, lr: float, weight_decay: float, eps: float) -> OptimConfig:
+    """The user's optimizer at other strengths; `lr` is that of the role with the largest ratio."""
+    return replace(optim, lr=lr / max([1.0, *optim.lr_ratios.values()]), weight_decay=weight_decay, eps=eps)
+
+
+def train(gpt: GPT, optim: OptimConfig, data: tuple[Tensor, Tensor], clip: float = 0.0) -> Iterator[float]:
+    """Train on one batch, for as long as losses are asked for; each is that before its step."""
+    numbers = parametrization(gpt.config, optim.hidden_update).roles
+    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.roles(), optim, numbers)
+    tokens, targets = data
+    while True:
+        hidden = gpt.hidden_states(tokens).flatten(0, 1)
+        loss = linear_cross_entropy(hidden, gpt.readout_weight, targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        if clip:
+            trained = [p for p in gpt.parameters() if p.grad is not None]
+            torch.nn.utils.clip_grads_with_norm_(trained, clip, gradient_norm(optimizer.param_groups))
+        optimizer.step()
+        yield loss.item()
