@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.model.growth import to_standard
 
 EOT = "<|endoftext|>"
 
@@ -86,6 +87,7 @@ def import_gpt2(folder: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
 def export_gpt2(gpt: GPT, tokenizer_json_path: str | Path, folder: str | Path) -> None:
     """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer open, whole or not at all.
 
+    A mup or completep model is written with its multipliers folded into the weights, which GPT-2 does not know.
     There, text that spells `<|endoftext|>` is read as that token; our own tokenizer reads it as text.
     Raises ValueError for a model with banded layers and for a folder that is not empty.
     """
@@ -110,7 +112,7 @@ def export_gpt2(gpt: GPT, tokenizer_json_path: str | Path, folder: str | Path) -
         _write_json(temporary / "generation_config.json", _special_ids(eot_id))
         _write_json(temporary / "tokenizer_config.json", _tokenizer_config(config.context_length))
         (temporary / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        save_file(_their_state(gpt), temporary / "model.safetensors", metadata={"format": "pt"})
+        save_file(_their_state(to_standard(gpt)), temporary / "model.safetensors", metadata={"format": "pt"})
         os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -71,6 +71,9 @@ EXPORTED = [
     {"bias": False},
     {"tie_embedding": False},
     {"attention_pattern": ("dense", "banded"), "band_width": 48},
+    {"parametrization": "mup", "base_d_model": 16, "base_d_head": 4},
+    {"parametrization": "completep", "base_d_model": 8, "base_n_layers": 1, "tie_embedding": False},
+    {"parametrization": "completep", "base_d_model": 16, "base_n_layers": 1, "bias": False},
 ]
 
 
