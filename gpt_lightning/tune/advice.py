@@ -73,8 +73,8 @@ def smaller_batch(lr: float, beta2: float, ratio: float) -> tuple[float, float]:
     return lr * math.sqrt(ratio), beta2**ratio
 
 
-def budget_warnings(case: Case, n_flops: float, epochs: float) -> list[str]:
-    """About the budget alone: too few tokens for the size, too many passes over the text."""
+def budget_warnings(case: Case, n_flops: float, epochs: float, batch_tokens: int) -> list[str]:
+    """About the budget: too few tokens for the size, too many passes over the text, too few steps."""
     warnings = []
     ratio = case.n_tokens / case.n_params_non_embedding
     if ratio < MIN_TOKENS_PER_PARAMETER:
@@ -87,6 +87,11 @@ def budget_warnings(case: Case, n_flops: float, epochs: float) -> list[str]:
         warnings.append(
             f"{passes(epochs)} epochs, more than {MAX_EPOCHS}: further passes teach ever less (arXiv 2305.16264); "
             "bring more text or shorten the run"
+        )
+    if case.n_tokens < MIN_STEPS * batch_tokens:
+        warnings.append(
+            f"{case.n_tokens / batch_tokens:.0f} steps of {batch_tokens:,} tokens, fewer than {MIN_STEPS}: the budget is "
+            "too small for this model"
         )
     return warnings
 
@@ -160,12 +165,7 @@ def advise(run: Run, epochs: float) -> dict[str, Any]:
         for name, fits in zip(("lr", "batch", "weight decay"), (lr_fits, batch_fits, decay_fits), strict=True)
         if not fits
     ]
-    warnings = law_warnings(run, unfitted) + budget_warnings(case, run.n_flops, epochs)
-    if run.n_tokens < MIN_STEPS * batch_tokens:
-        warnings.append(
-            f"{recommended['max_tokens'] // batch_tokens} steps of {batch_tokens:,} tokens, fewer than {MIN_STEPS}: "
-            "the budget is too small for this model"
-        )
+    warnings = law_warnings(run, unfitted) + budget_warnings(case, run.n_flops, epochs, batch_tokens)
     accumulated = accumulation_warning(recommended, rows * run.gpt.context_length, run.n_devices, run.optim.betas)
     row = gpt3_row(case.n_params_non_embedding)
     centres = {"lr": lr, "batch_tokens": batch, "weight_decay": decay}
