@@ -90,8 +90,8 @@ def budget_warnings(case: Case, n_flops: float, epochs: float, batch_tokens: int
         )
     if case.n_tokens < MIN_STEPS * batch_tokens:
         warnings.append(
-            f"{case.n_tokens / batch_tokens:.0f} steps of {batch_tokens:,} tokens, fewer than {MIN_STEPS}: the budget is "
-            "too small for this model"
+            f"{case.n_tokens / batch_tokens:.0f} steps of {batch_tokens:,} tokens, fewer than {MIN_STEPS}: the budget "
+            "is too small for this model"
         )
     return warnings
 
