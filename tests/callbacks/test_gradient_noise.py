@@ -2,11 +2,13 @@
 
 import csv
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -213,6 +215,12 @@ def test_two_processes_measure_what_one_does(tmp_path):
         columns[name] = [float(row["gradient_noise_scale"]) for row in rows]
     assert len(columns["one"]) == 4
     assert columns["ddp"] == pytest.approx(columns["one"], rel=1e-3)
+
+
+@pytest.mark.parametrize("strategy", [ModelParallelStrategy, FSDPStrategy])
+def test_the_callback_itself_refuses_gradients_in_pieces(strategy):
+    with pytest.raises(ValueError, match=f"does not work with {strategy.__name__}"):
+        GradientNoiseScale(1).setup(SimpleNamespace(strategy=strategy()), None, "fit")
 
 
 @pytest.mark.parametrize(
