@@ -20,8 +20,8 @@ def coordinate_check(
 
     over_widths, over_depths: mean absolute change by size, then by kind. slopes: of widths, of depths, by kind.
     """
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
     _panel(left, over_widths, slopes[0], "width of the miniature (d_model)")
     _panel(right, over_depths, slopes[1], "depth of the miniature (n_layers)")
     left.set_ylabel("mean absolute change of activations")
@@ -34,7 +34,7 @@ def _panel(axes: Axes, by_size: Mapping[int, Mapping[str, float]], slopes: Mappi
     for i, (kind, slope) in enumerate(slopes.items()):
         moved = [by_size[size][kind] for size in sizes]
         color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
-        axes.plot(sizes, moved, color=color, marker=marker, markersize=5, label=f"{kind}, slope {slope:+.2f}")
+        axes.plot(sizes, moved, color=color, marker=marker, markersize=5, label=f"{kind} {slope:+.2f}")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sizes))
@@ -43,6 +43,5 @@ def _panel(axes: Axes, by_size: Mapping[int, Mapping[str, float]], slopes: Mappi
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)
     axes.grid(alpha=0.25)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** 0.4)  # room for the legend above the lines
-    axes.legend(frameon=False, loc="upper left", fontsize=9, ncols=2)
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "title": "kind and slope"}
+    axes.legend(frameon=False, fontsize=9, title_fontsize=9, alignment="left", **place)
