@@ -34,7 +34,7 @@ from gpt_lightning.data.prepare import PrepareConfig
 from gpt_lightning.model.gpt import GPTConfig
 from gpt_lightning.model.loss import LossConfig
 from gpt_lightning.module import GPTModule
-from gpt_lightning.optim.groups import OptimConfig
+from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.schedules import ScheduleConfig
 from gpt_lightning.run_dir import IfExists, RunDir
 from gpt_lightning.spelling import did_you_mean, load_counts, plain_count

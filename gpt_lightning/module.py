@@ -21,7 +21,8 @@ from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.loss import IGNORED, LossConfig, linear_cross_entropy, token_nats
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.model.sharding import build_sharded
-from gpt_lightning.optim.groups import OptimConfig, gradient_norm, number_by_model, timescale_weight_decay
+from gpt_lightning.optim.config import OptimConfig, timescale_weight_decay
+from gpt_lightning.optim.groups import gradient_norm, number_by_model
 from gpt_lightning.optim.optimizer import build_optimizer
 from gpt_lightning.optim.schedules import ScheduleConfig, lr_multiplier
 

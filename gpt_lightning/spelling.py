@@ -5,7 +5,6 @@ import re
 from typing import Any
 
 import jsonargparse
-from lightning.pytorch.cli import LightningArgumentParser
 
 
 def load_counts(text: str) -> Any:
@@ -29,7 +28,7 @@ def plain_count(argument: str) -> str:
     return name + equals + value
 
 
-def did_you_mean(message: str, parser: LightningArgumentParser) -> str:
+def did_you_mean(message: str, parser: jsonargparse.ArgumentParser) -> str:
     """The option nearest to an unknown one, named in either of jsonargparse's two ways."""
     flag = re.search(r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE)
     key = re.search(r"(?:Group '([\w.]+)' does not accept option|Key) '([\w.]+)'", message)

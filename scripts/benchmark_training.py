@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.loss import linear_cross_entropy
 from gpt_lightning.model.parametrization import parametrization
-from gpt_lightning.optim.groups import OptimConfig
+from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.optimizer import build_optimizer
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

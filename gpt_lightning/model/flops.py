@@ -4,10 +4,12 @@ The counts need no model, so that a 175B row costs nothing to price.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+from gpt_lightning.model.config import GPTConfig
 
-from gpt_lightning.model.gpt import GPTConfig
+if TYPE_CHECKING:
+    import torch
 
 # Dense bf16 FLOP/s per device, from the vendors' data sheets; the figures for sparse matrices are twice these.
 PEAK_FLOPS = {
@@ -66,10 +68,12 @@ def flops_per_token(config: GPTConfig) -> float:
     return 6.0 * weights + 12.0 * D * keys
 
 
-def peak_flops(device: torch.device) -> float | None:
+def peak_flops(device: "torch.device") -> float | None:
     """Dense bf16 FLOP/s of a known GPU, by its name; None for others and for CPUs."""
     if device.type != "cuda":
         return None
+    import torch
+
     name = torch.cuda.get_device_name(device)
     matches = [peak for key, peak in PEAK_FLOPS.items() if key in name]
     return matches[0] if matches else None

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from gpt_lightning.optim.groups import Multipliers, OptimConfig, parameter_groups
+from gpt_lightning.optim.config import OptimConfig
+from gpt_lightning.optim.groups import Multipliers, parameter_groups
 from gpt_lightning.optim.muon import muon_step
 
 

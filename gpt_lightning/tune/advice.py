@@ -7,7 +7,7 @@ from typing import Any
 
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.flops import count_parameters
-from gpt_lightning.optim.groups import OptimConfig
+from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.tune.laws import LAWS, Case, Law, compute_optimal, gpt3_row
 
 MIN_TOKENS_PER_PARAMETER = 20  # about compute-optimal (Hoffmann et al. 2022, arXiv 2203.15556)

@@ -5,8 +5,9 @@
     batch B                       -> tokens to the same loss grow as 1 + B / B_crit (McCandlish et al. 2018, eq. 2.11)
 
 The recommended batch is the one with the least time to the same loss on this machine: (1 + B / B_crit) x seconds per
-token, within a factor 4 of the present one: start again from there for more. Where the learning rate suits the present batch, another one wants lr x sqrt(ratio) and beta2 ^ ratio (arXiv
-2507.07101), which keep Adam's memory in tokens.
+token. It stays within a factor 4 of the present one; start again from there for more. Where the learning rate suits the
+present batch, another one wants lr x sqrt(ratio) and beta2 ^ ratio (arXiv 2507.07101), which keep Adam's memory in
+tokens.
 """
 
 import math

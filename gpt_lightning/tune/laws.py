@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpt_lightning.optim.groups import timescale_weight_decay
+from gpt_lightning.optim.config import timescale_weight_decay
 
 ROUNDING = 1.05  # published edges have two digits
 SAME_SIZE = 1.1  # non-embedding parameters within 10%: the same row of GPT-3's table

@@ -16,8 +16,9 @@ import yaml
 from gpt_lightning.data import mixture
 from gpt_lightning.data.prepare import PrepareConfig
 from gpt_lightning.model.config import GPTConfig
-from gpt_lightning.optim.groups import OptimConfig
+from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.schedules import ScheduleConfig
+from gpt_lightning.spelling import load_counts
 
 GROUPS = {
     "model.gpt": GPTConfig,
@@ -129,13 +130,13 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         if key == "config":
             layers.append(value)
         else:
-            flags[key] = _counts(_yaml(value, word))
+            flags[key] = _yaml(value, word)
     return layers, flags
 
 
 def _load(path: str) -> dict[str, Any]:
     try:
-        layer = _counts(_yaml(Path(path).read_text(encoding="utf-8"), path))
+        layer = _yaml(Path(path).read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
     if not isinstance(layer, dict | None):
@@ -145,18 +146,9 @@ def _load(path: str) -> dict[str, Any]:
 
 def _yaml(text: str, where: str) -> Any:
     try:
-        return jsonargparse.get_loader("yaml")(text)
+        return load_counts(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{where} is not YAML: {error}") from error
-
-
-def _counts(value: Any) -> Any:
-    """3e6 is the integer 3000000, as for `fit`."""
-    if isinstance(value, dict):
-        return {key: _counts(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_counts(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) >= 1000 else value
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:

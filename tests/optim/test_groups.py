@@ -5,7 +5,8 @@ import torch
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.parametrization import RoleNumbers, parametrization
-from gpt_lightning.optim.groups import OptimConfig, parameter_groups
+from gpt_lightning.optim.config import OptimConfig
+from gpt_lightning.optim.groups import parameter_groups
 from gpt_lightning.optim.optimizer import build_optimizer
 
 TINY = GPTConfig(vocab_size=11, context_length=8, n_layers=2, n_heads=2, d_model=8)

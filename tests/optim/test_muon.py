@@ -7,7 +7,7 @@ import torch
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.parametrization import RoleNumbers, parametrization
-from gpt_lightning.optim.groups import OptimConfig
+from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.muon import orthogonalize
 from gpt_lightning.optim.optimizer import build_optimizer
 
