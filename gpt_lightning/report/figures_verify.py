@@ -43,5 +43,6 @@ def _panel(axes: Axes, by_size: Mapping[int, Mapping[str, float]], slopes: Mappi
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)
     axes.grid(alpha=0.25)
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "title": "kind and slope"}
-    axes.legend(frameon=False, fontsize=9, title_fontsize=9, alignment="left", **place)
+    legend = axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), alignment="left")
+    legend.set_title("kind and slope")
+    legend.get_title().set_fontsize(9)

@@ -81,9 +81,10 @@ class GatedGPT(GPT):
 
 @pytest.mark.parametrize(("heads", "d_head"), [(2, 1), (1, 2), (2, 2)])
 def test_a_changed_model_is_duplicated_by_its_shapes_and_roles(heads, d_head):
-    small, wide = build(BASE, GatedGPT), build(widened(BASE, heads, d_head), GatedGPT)
-    duplicate_width(small, wide)
-    assert_same_function(small, wide)
+    for config in (BASE, replace(BASE, n_heads=4, d_model=16, base_d_model=16)):  # as many heads as their width, too
+        small, wide = build(config, GatedGPT), build(widened(config, heads, d_head), GatedGPT)
+        duplicate_width(small, wide)
+        assert_same_function(small, wide)
 
 
 def test_what_does_not_grow_with_the_width_is_named():
