@@ -47,14 +47,15 @@ def main(arguments: list[str] | None = None) -> int:
     if verb not in VERBS:
         return _fail(f"unknown verb {verb!r}; expected one of {', '.join(VERBS)}")
     try:
-        return _function(VERBS[verb][0])(options)
+        return function(VERBS[verb][0])(options)
     except (ValueError, OSError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return 130
 
 
-def _function(target: str) -> Callable[[list[str]], int]:
+def function(target: str) -> Callable[[list[str]], int]:
+    """The function behind a verb, by its place "module:name"."""
     module, name = target.split(":")
     return getattr(importlib.import_module(module), name)
 
