@@ -74,7 +74,7 @@ def judge(gpt: GPTConfig, measured: Mapping[str, Any]) -> VerifyResult:
         curves = [measured[f"losses x{2**d} clip {clip:g}"] for d in (0, 1, 2)]
         differences = [largest_difference(curves[0], curve) for curve in curves[1:]]
         worst = math.nan if any(map(math.isnan, differences)) else max(differences)
-        name = f"loss difference, 2x and 4x as wide{how}"
+        name = f"loss difference, width x2, x4{how}"
         checks.append(Check(name, worst, f"{DIFFERENCE:.0e} or less", worst <= DIFFERENCE))
     for law, found in measured["initial std"].items():
         expected, holds = f"{found['expected']:g}", found["sigmas"] <= SIGMAS

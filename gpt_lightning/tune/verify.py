@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
@@ -27,6 +26,7 @@ from gpt_lightning.optim.groups import OptimConfig
 from gpt_lightning.report.figures_verify import coordinate_check
 from gpt_lightning.tune.coordinates import slopes
 from gpt_lightning.tune.folder import IfExists, TuneFolder
+from gpt_lightning.tune.miniature import Miniature
 from gpt_lightning.tune.stack_cli import TuneCLI
 from gpt_lightning.tune.verdict import VerifyResult, judge, measurements
 
@@ -110,8 +110,7 @@ def fingerprint(model_class: type[GPT], gpt: GPTConfig) -> str:
     here = Path(__file__).parent
     files = {here / f"{name}.py" for name in ("miniature", "equivalence", "coordinates", "verdict")}
     files |= {*(here.parent / "model").glob("*.py"), *(here.parent / "optim").glob("*.py")}
-    with torch.device("meta"):
-        layers = {type(module) for module in model_class(gpt).modules()}
+    layers = {type(module) for module in Miniature.of(gpt, model_class, n_heads=1, n_layers=1).build(0).modules()}
     for layer in layers:
         files |= {Path(file) for base in layer.__mro__ if base is not object and (file := inspect.getsourcefile(base))}
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]

@@ -28,7 +28,7 @@ MUP = GPTConfig(
     d_model=256, n_heads=8, parametrization="mup", base_d_model=64, base_d_head=8, tie_embedding=False, n_layers=4
 )
 COMPLETEP = replace(MUP, parametrization="completep", base_n_layers=2)
-DUPLICATION = "loss difference, 2x and 4x as wide"
+DUPLICATION = "loss difference, width x2, x4"
 CLIPPED = f"{DUPLICATION}, clipped"
 ADAMW, MUON = OptimConfig(), OptimConfig(name="muon")
 
