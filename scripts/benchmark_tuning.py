@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+import gpt_lightning as gl
 from gpt_lightning.tune.folder import IfExists, TuneFolder
 from gpt_lightning.tune.learning_rate import LearningRateConfig, tune_learning_rate
 from gpt_lightning.tune.stack_cli import TuneCLI
@@ -40,6 +41,10 @@ STACK = {
     "data.prepare.vocab_size": 1024,
     "data.prepare.val_fraction": 0.03,
     "trainer.enable_progress_bar": False,
+}
+UNTUNED = {  # the quickstart as it was before it was tuned
+    "max_tokens": 1_800_000,
+    "model.optim": {"name": "adamw", "lr": 4.0e-3},
 }
 console = Console(highlight=False, soft_wrap=True)
 
@@ -131,6 +136,32 @@ def benchmark_width(folder: Path) -> None:
             console.print(f"{lr:8.1e}" + "".join(f"{cell:>16s}" for cell in cells))
 
 
+def benchmark_noise(folder: Path) -> None:
+    import benchmark_tuning_noise
+
+    options = [*stack(256, **{"data.micro_batch_size": 8, "data.batch_tokens": 1024}), f"--tune.dir={folder / 'noise'}"]
+    benchmark_tuning_noise.benchmark_noise(folder, options, SweepConfig)
+
+
+def benchmark_quickstart(folder: Path) -> None:
+    """The first validation at which the tuned quickstart is at or below the untuned one's last."""
+    from gpt_lightning.report.runs import read_metrics
+
+    curves = {}
+    for name, options in {"untuned": UNTUNED, "tuned": {}}.items():
+        run_dir = folder / f"quickstart-{name}"
+        if not (run_dir / "summary.json").exists():
+            every = {"run_dir": str(run_dir), "val_interval_tokens": 60_000, "if_exists": "overwrite"}
+            gl.run(["configs/quickstart.yaml"], {**options, **every, "samples.max_new_tokens": 0})
+        curves[name] = read_metrics(run_dir)[["tokens", "val/bits_per_byte"]].dropna()
+    untuned, tuned = curves["untuned"], curves["tuned"]
+    target, of = untuned["val/bits_per_byte"].iloc[-1], untuned["tokens"].iloc[-1]
+    reached = tuned[tuned["val/bits_per_byte"] <= target]["tokens"].min()
+    last = tuned["val/bits_per_byte"].iloc[-1]
+    console.print(f"\nquickstart untuned: {target:.4f} bits per byte after {of:,.0f} tokens")
+    console.print(f"  tuned: the same after {reached:,.0f} tokens, {reached / of:.0%}; in the end {last:.4f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="lr,width,noise,quickstart", help="which of the four, comma-separated")
@@ -138,8 +169,15 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     for name in args.only.split(","):
-        {"lr": benchmark_lr, "width": benchmark_width}[name](args.folder)
+        SECTIONS[name](args.folder)
 
+
+SECTIONS = {
+    "lr": benchmark_lr,
+    "width": benchmark_width,
+    "noise": benchmark_noise,
+    "quickstart": benchmark_quickstart,
+}
 
 if __name__ == "__main__":
     main()
