@@ -83,6 +83,9 @@ def print_start(
 def print_summary(summary: dict[str, Any]) -> None:
     """The final table and the next commands."""
     console = Console(highlight=False, soft_wrap=True)
+    if "val/loss" not in summary:  # limit_val_batches 0: no score, no checkpoint
+        console.print(f"{summary['tokens']:,} tokens in {_duration(summary['elapsed_seconds'])}, not validated")
+        return
     table = Table(title="validation", title_justify="left", title_style="bold", show_header=True)
     for column in ("", "loss (nats/token)", "perplexity", "bits per byte"):
         table.add_column(column, justify="left" if not column else "right")

@@ -49,6 +49,10 @@ def _fit(cli: GPTCLI) -> dict[str, Any]:
     print_start(trainer, cli.model, cli.datamodule, run_dir.path, checkpoint)
     started = time.perf_counter()
     trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    if checkpoint is not None and not cli.metrics.latest:
+        raise ValueError(
+            f"{run_dir.path} has already seen its {cli.model.max_tokens:,} tokens; raise --max_tokens to go on"
+        )
     summary = summarise(cli.model, cli.datamodule, cli.metrics.latest, time.perf_counter() - started)
     summary["run_dir"] = str(run_dir.path)
     if trainer.is_global_zero:

@@ -100,6 +100,21 @@ def test_weights_to_start_from_are_loaded_with_fresh_counters(folder):
     assert second["tokens"] == 256
 
 
+def test_resuming_a_finished_run_says_so_and_keeps_its_summary(folder, capsys):
+    run(max_tokens=128)
+    before = (folder / "run" / "summary.json").read_bytes()
+    flags = arguments({"data.corpus": "text.txt", "run_dir": "run", "max_tokens": 128, "if_exists": "resume"})
+    assert main(["fit", *flags]) == 2
+    assert "already seen its 128 tokens; raise --max_tokens" in capsys.readouterr().err
+    assert (folder / "run" / "summary.json").read_bytes() == before
+
+
+def test_a_run_without_validation_ends_well(folder, capsys):
+    flags = arguments({"data.corpus": "text.txt", "run_dir": "run", "max_tokens": 128, "trainer.limit_val_batches": 0})
+    assert main(["fit", *flags]) == 0
+    assert "128 tokens in" in capsys.readouterr().out
+
+
 def test_the_summary_sets_the_model_beside_gzip_and_xz(folder):
     import gzip
 
