@@ -26,7 +26,7 @@ from gpt_lightning.optim.groups import OptimConfig
 from gpt_lightning.report.figures_verify import coordinate_check
 from gpt_lightning.tune.coordinates import slopes
 from gpt_lightning.tune.folder import IfExists, TuneFolder
-from gpt_lightning.tune.miniature import Miniature
+from gpt_lightning.tune.miniature import Miniature, one_thread
 from gpt_lightning.tune.stack_cli import TuneCLI
 from gpt_lightning.tune.verdict import VerifyResult, judge, measurements
 
@@ -52,7 +52,8 @@ def verify(gpt: GPTConfig, optim: OptimConfig, model_class: type[GPT] = GPT, see
 
     seeds: runs per size of the coordinate check. Raises ValueError when wider models have other layers.
     """
-    return judge(gpt, {key: measure() for key, measure in measurements(gpt, optim, model_class, seeds).items()})
+    with one_thread():
+        return judge(gpt, {key: measure() for key, measure in measurements(gpt, optim, model_class, seeds).items()})
 
 
 def main(arguments: list[str]) -> int:
@@ -80,10 +81,9 @@ def _measure(gpt: GPTConfig, optim: OptimConfig, model_class: type[GPT], folder:
     code = fingerprint(model_class, gpt)  # so that a mended model is measured anew
     console = Console(stderr=True)
     measured = {}
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        for key, measure in progress.track(
-            measurements(gpt, optim, model_class, SEEDS).items(), description="verifying"
-        ):
+    plan = measurements(gpt, optim, model_class, SEEDS)
+    with one_thread(), Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        for key, measure in progress.track(plan.items(), description="verifying"):
             measured[key] = folder.measured(f"{code} {key}", measure)
     return measured
 
