@@ -63,3 +63,19 @@ def test_a_checkpoint_of_one_strategy_goes_on_under_another(runs, tmp_path, sour
     assert found["step"] == expected["step"]
     assert found["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-5)
     assert found["val/loss"] == pytest.approx(expected["val/loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_muon_and_mup_see_the_losses_of_one_process_on_two(tmp_path, strategy):
+    """Muon gathers a sharded matrix before it is made orthogonal; muP weighs the norm that is clipped by role."""
+    options = {"model.optim.name": "muon", "model.gpt.parametrization": "mup", "model.gpt.base_d_model": 8}
+    found = {}
+    for name in ("one", strategy):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_text(folder / "text.txt")
+        found[name] = fit(folder, name, **options)
+    for column in ("train/loss", "train/grad_norm", "val/loss"):
+        assert found[strategy][column] == pytest.approx(found["one"][column], rel=1e-5), column
+    assert found["one"]["train/loss"][-1] < found["one"]["train/loss"][0]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt_lightning.model.gpt import GPT
-from gpt_lightning.optim.groups import OptimConfig
+from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.tune.miniature import Miniature, batch, optim_in_miniature, train
 
 STEPS = 4

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpt_lightning.model.growth import duplicate_width
-from gpt_lightning.optim.groups import OptimConfig
+from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.tune.miniature import Miniature, batch, optim_in_miniature, train
 
 STEPS = 15

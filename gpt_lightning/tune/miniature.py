@@ -17,7 +17,8 @@ from torch import Tensor
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.loss import linear_cross_entropy
 from gpt_lightning.model.parametrization import parametrization
-from gpt_lightning.optim.groups import OptimConfig, gradient_norm
+from gpt_lightning.optim.config import OptimConfig
+from gpt_lightning.optim.groups import gradient_norm
 from gpt_lightning.optim.optimizer import build_optimizer
 
 D_HEAD = 8

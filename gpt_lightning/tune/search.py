@@ -125,7 +125,8 @@ def fit_minimum(losses: dict[float, list[float]]) -> Minimum:
     where = min(max(where, x[0] - center), x[-1] - center)
     a, b, c = coefficients
     in_log_lr = (float(a), float(b - 2 * a * center), float(a * center**2 - b * center + c))
-    return Minimum(*(float(2.0 ** (center + v)) for v in (where, min(low, where), max(high, where))), in_log_lr)
+    lr, low_lr, high_lr = (float(2.0 ** (center + v)) for v in (where, min(low, where), max(high, where)))
+    return Minimum(lr, low_lr, high_lr, in_log_lr)
 
 
 def _quadratic(x: np.ndarray, y: np.ndarray, n_draws: int = 4000) -> tuple[np.ndarray, np.ndarray]:

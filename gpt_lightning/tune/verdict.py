@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
-from gpt_lightning.optim.groups import OptimConfig
+from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.tune.coordinates import DEPTH_TOLERANCE, WIDTH_TOLERANCE, mean_movements, movements, slopes
 from gpt_lightning.tune.equivalence import CLIP, DIFFERENCE, SIGMAS, duplicated_losses, initial_std, largest_difference
 from gpt_lightning.tune.miniature import D_HEAD, Miniature

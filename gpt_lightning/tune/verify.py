@@ -22,7 +22,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
-from gpt_lightning.optim.groups import OptimConfig
+from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.report.figures_verify import coordinate_check
 from gpt_lightning.tune.coordinates import slopes
 from gpt_lightning.tune.folder import IfExists, TuneFolder

@@ -22,7 +22,7 @@ from gpt_lightning.callbacks.gradient_noise import (
 )
 from gpt_lightning.model.gpt import GPTConfig
 from gpt_lightning.module import GPTModule
-from gpt_lightning.optim.groups import OptimConfig
+from gpt_lightning.optim.config import OptimConfig
 from tests.fixtures import TINY, arguments, fit_in_process, write_text
 
 N, T = 512, 8

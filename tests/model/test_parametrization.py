@@ -8,7 +8,7 @@ import torch
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.loss import linear_cross_entropy
 from gpt_lightning.model.parametrization import RoleNumbers, parametrization, role_of
-from gpt_lightning.optim.groups import OptimConfig
+from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.optimizer import build_optimizer
 
 AT_BASE = GPTConfig(vocab_size=17, context_length=8, n_layers=2, n_heads=2, d_model=16, tie_embedding=False)

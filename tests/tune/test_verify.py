@@ -16,7 +16,7 @@ import gpt_lightning.tune.verify
 from gpt_lightning.cli import main
 from gpt_lightning.model.gpt import GPT, MLP, GPTConfig, init_weights, seeded_generator
 from gpt_lightning.model.parametrization import parametrization
-from gpt_lightning.optim.groups import OptimConfig
+from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.train import run
 from gpt_lightning.tune.equivalence import SIGMAS, initial_std
 from gpt_lightning.tune.miniature import Miniature
