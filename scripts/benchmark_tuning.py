@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import gpt_lightning as gl
+from gpt_lightning.train import quiet
 from gpt_lightning.tune.folder import IfExists, TuneFolder
 from gpt_lightning.tune.learning_rate import LearningRateConfig, tune_learning_rate
 from gpt_lightning.tune.stack_cli import TuneCLI
@@ -83,15 +84,25 @@ def sweep(folder: Path, name: str, flags: list[str], seeds: int) -> dict[float, 
     return means
 
 
-def lightning_finder(folder: Path, flags: list[str]) -> float:
-    """What Lightning's own finder suggests for the same stack, with its default settings."""
+def lightning_suggestions(folder: Path, flags: list[str]) -> list[float]:
+    """What Lightning's Tuner.lr_find and its callback suggest for the same stack, with their default settings."""
+    from lightning.pytorch.callbacks import LambdaCallback, LearningRateFinder
     from lightning.pytorch.tuner import Tuner
 
-    cli = TuneCLI([*flags, f"--tune.dir={folder}"], "tune sweep", SweepConfig)
-    cli.build({"model.schedule.name": "constant", "model.schedule.warmup_tokens": 0}, seed=0)
-    finder = Tuner(cli.trainer).lr_find(cli.model, datamodule=cli.datamodule, attr_name="lr")
-    assert finder is not None
-    return finder.suggestion() or math.nan
+    found = []
+    for callbacks in ([], [LearningRateFinder(attr_name="lr")]):
+        cli = TuneCLI([*flags, f"--tune.dir={folder}"], "tune sweep", SweepConfig)
+        with quiet():
+            options = {"model.schedule.name": "constant", "model.schedule.warmup_tokens": 0}
+            cli.build(options, seed=0, callbacks=callbacks)
+            if callbacks:
+                stop = LambdaCallback(on_train_start=lambda trainer, _: setattr(trainer, "should_stop", True))
+                cli.trainer.callbacks.append(stop)  # once it has found: the callback alone is of interest
+                cli.trainer.fit(cli.model, cli.datamodule)
+            else:
+                Tuner(cli.trainer).lr_find(cli.model, datamodule=cli.datamodule, attr_name="lr")
+        found.append(cli.model.lr)
+    return found
 
 
 def benchmark_lr(folder: Path) -> None:
@@ -107,14 +118,16 @@ def benchmark_lr(folder: Path) -> None:
             with TuneFolder(cli.settings.dir, cli.question()) as kept, Progress(disable=True) as progress:
                 found = tune_learning_rate(cli, kept, progress)
             with TuneFolder(folder / ("lightning-" + name), {}) as kept:
-                theirs = kept.measured("suggestion", lambda flags=flags: lightning_finder(folder / "lightning", flags))
-            share = found.tokens / (27 * TOKENS)
-            rows.append((name, best, found.lr, found.lr / best, share, theirs, theirs / best))
-    console.print("\n                 sweep    tune lr   over sweep's   tokens    Lightning   over sweep's")
-    for name, best, ours, ratio, share, theirs, their_ratio in rows:
-        console.print(
-            f"{name:14s}{best:8.1e}  {ours:9.1e}   {ratio:8.2f} x   {share:8.0%}   {theirs:9.1e}   {their_ratio:8.4f} x"
-        )
+                where = folder / "lightning"
+                theirs = kept.measured("suggestions", lambda f=flags, where=where: lightning_suggestions(where, f))
+            rows.append((name, best, found, *theirs))
+    console.print("\nbest learning rate; in brackets over that of the sweep, and tokens over those of the sweep")
+    console.print("                 sweep             tune lr         Tuner.lr_find   LearningRateFinder")
+    for name, best, found, tuner, callback in rows:
+        share = found.tokens / (27 * TOKENS)
+        ours = f"{found.lr:.1e} ({found.lr / best:.2f} x, {share:.0%})"
+        theirs = [f"{lr:.1e} ({lr / best:.4f} x)" for lr in (tuner, callback)]
+        console.print(f"{name:14s}{best:8.1e}" + "".join(f"{cell:>24s}" for cell in (ours, *theirs)))
 
 
 def benchmark_width(folder: Path) -> None:
