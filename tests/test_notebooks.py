@@ -7,6 +7,7 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+FIGURES = ("figures.", "show(")  # how the last line of a cell that draws begins
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -24,6 +25,11 @@ def test_runs_with_debug_settings_and_draws(path, tmp_path):
     settings = next(c for c in notebook.cells if c.cell_type == "code" and "OPTIONS =" in c.source)
     settings.source += "\nOPTIONS = DEBUG\n"
     nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    drawing = [cell for cell in code if cell.source.splitlines()[-1].startswith(FIGURES)]
+    assert len(drawing) >= 2
+    for cell in drawing:
+        images = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        assert len(images) == 1, cell.source
+    outputs = [output for cell in code for output in cell.outputs]
     assert not [o for o in outputs if o.get("name") == "stderr" and "Warning" in o["text"]]

@@ -13,6 +13,12 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)).replace("\\\n", " ")
 COMMANDS = [line.split("#")[0].strip() for line in BLOCKS.splitlines() if line.startswith("gpt-lightning ")]
+TUNE = {  # a tuning verb's own options that make it small
+    "tune suggest": [],
+    "tune lr": ["--tune.tokens=5120", "--tune.seeds=1", "--tune.val_tokens=256"],
+    "tune batch": ["--tune.tokens=2048"],
+    "tune verify": [],
+}
 SMALL = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.num_nodes=1"]
 
 
@@ -24,15 +30,26 @@ def test_every_command_runs_in_the_order_it_is_read(tmp_path, monkeypatch, capsy
     write_text(tmp_path / "my.txt")
     assert len(COMMANDS) >= 8
     for command in COMMANDS:
-        verb, *options = shlex.split(command)[1:]
+        n_words = 2 if command.split()[1] == "tune" else 1
+        words = shlex.split(command)[1:]
+        verb, options = " ".join(words[:n_words]), words[n_words:]
         if verb in ("fit", "validate"):
             run_dir = options[options.index("--run_dir") + 1] if "--run_dir" in options else "runs/quickstart"
             options += ["--config=configs/debug.yaml", "--data.prepare.tokenizer=bytes", *SMALL]
             options += ["--model.compile=false"]  # the type checks of the tests do not compile
             options += ["--if_exists=overwrite", f"--run_dir={run_dir}"]
+        if verb in TUNE:
+            options += ["--config=configs/debug.yaml", "--data.prepare.tokenizer=bytes", *SMALL, *TUNE[verb]]
+            tuned = Path("runs", verb.removeprefix("tune "), "tuned.yaml")
         if verb == "generate":
             options += ["--max_new_tokens=3"]
-        assert cli.main(options and [verb, *options]) == 0, command + "\n" + capsys.readouterr().err
+        assert cli.main([*verb.split(), *options]) == 0, command + "\n" + capsys.readouterr().err
+        assert verb not in TUNE or tuned.is_file(), command
+
+
+def test_names_every_tuning_verb():
+    named = {" ".join(command.split()[1:3]) for command in COMMANDS}
+    assert named >= {verb for verb in cli.VERBS if verb.startswith("tune ")}
 
 
 def test_the_tree_names_every_file_of_the_package():

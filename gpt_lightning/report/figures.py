@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+RUNS = ("#888888", "#1f4e8c", "#c0504d", "#e0a030", "#70a040", "#7d5fa8", "#4aa3a2", "#9db4d0")  # a colour per run
+
 
 def loss_curve(
     metrics: "DataFrame", baselines: Mapping[str, float] | None = None, unit: str = "bits_per_byte"
@@ -35,6 +37,28 @@ def loss_curve(
     column = f"val/{unit}"
     if column in metrics:
         axes.set_ylim(top=metrics[column].max() * 1.4)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    return figure
+
+
+def compare_curves(metrics: Mapping[str, "DataFrame"], unit: str = "bits_per_byte") -> Figure:
+    """Validation loss of several runs over tokens; a dashed line continues the first run's last value.
+
+    metrics: rows of metrics.csv by the name of the run, eight at most. Where another run crosses the dashed line, it
+    is as good as the first one was at its end. unit: "bits_per_byte", or "loss" for nats per token.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    column = f"val/{unit}"
+    for number, ((name, table), color) in enumerate(zip(metrics.items(), RUNS, strict=False)):
+        rows = table[["tokens", column]].dropna()
+        last = rows[column].iloc[-1]
+        axes.plot(rows["tokens"] / 1e6, rows[column], "o-", color=color, markersize=4, label=f"{name}, last {last:.3f}")
+        if not number:
+            axes.axhline(last, color=color, linestyle="--", linewidth=1)
+    axes.set_xlabel("tokens seen (millions)")
+    axes.set_ylabel("validation " + ("bits per byte" if unit == "bits_per_byte" else "loss (nats per token)"))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     return figure
