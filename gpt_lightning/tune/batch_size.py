@@ -20,12 +20,12 @@ from rich.table import Table
 
 from gpt_lightning.callbacks.gradient_noise import CriticalBatch, GradientNoiseScale, critical_batch
 from gpt_lightning.report.figures_batch import batch_figure
+from gpt_lightning.tune.batch_choice import Choice, choose_batch
 from gpt_lightning.tune.branches import Branch, measure_branches
 from gpt_lightning.tune.folder import IfExists, TuneFolder
 from gpt_lightning.tune.micro_batch import MicroBatch, knee, measure_micro_batch, measure_micro_batches, memory_limit
 from gpt_lightning.tune.stack_cli import TuneCLI
 
-FARTHEST = 4  # times or a fraction of the present batch: the root rule for lr is an approximation
 MICRO_BATCHES = 8  # per step while the noise is measured: more would mean less exact small gradients
 
 
@@ -46,17 +46,6 @@ class BatchConfig:
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"tune.tokens {self.tokens}: must be at least 1")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A batch: its micro-batch and accumulation, and the time to the same loss over that of the best choice."""
-
-    batch_tokens: int
-    micro_batch_size: int
-    accumulation: int
-    seconds_per_token: float
-    relative_time: float
 
 
 @dataclass(frozen=True)
@@ -109,38 +98,6 @@ class BatchResult:
             "noise": [list(pair) for pair in self.noise],
             "branches": [{**asdict(branch), "recovers": branch.recovers} for branch in self.branches],
         }
-
-
-def choose_batch(
-    sizes: list[MicroBatch], critical: float, context_length: int, devices: int, batch_tokens: int
-) -> tuple[Choice, Choice]:
-    """(the choice that keeps `batch_tokens`, the choice with the least time to the same loss).
-
-    Seconds of a step are those of its micro-steps and one update; devices work at once.
-    Raises ValueError when no micro-batch that was measured makes a batch near the present one.
-    """
-    choices = []
-    for one in sizes:
-        unit = one.micro_batch_size * context_length * devices
-        accumulations = {2**i for i in range(11)} | ({batch_tokens // unit} if batch_tokens % unit == 0 else set())
-        for accumulation in accumulations - {0}:
-            seconds = accumulation * one.micro_step_seconds + one.update_seconds
-            tokens = unit * accumulation
-            if not 1 / FARTHEST <= tokens / batch_tokens <= FARTHEST:
-                continue
-            per_token = seconds / tokens
-            time = per_token * (1 + tokens / critical) if critical > 0 else math.inf
-            choices.append(Choice(tokens, one.micro_batch_size, accumulation, per_token, time))
-    if not choices:
-        raise ValueError(f"batch_tokens {batch_tokens}: no multiple of {context_length} x {devices} devices is near it")
-    best = min(choices, key=lambda c: (c.relative_time, c.batch_tokens))
-    same = [choice for choice in choices if choice.batch_tokens == batch_tokens]
-    now = min(same, key=lambda c: c.relative_time) if same else best
-    return _relative(now, best), _relative(best, best)
-
-
-def _relative(choice: Choice, best: Choice) -> Choice:
-    return Choice(**{**asdict(choice), "relative_time": choice.relative_time / best.relative_time})
 
 
 def tune_batch(cli: TuneCLI, folder: TuneFolder, progress: Progress) -> BatchResult:

@@ -227,5 +227,5 @@ def main(argv: list[str]) -> int:
     for name, text in [*lines, *(("warning", warning) for warning in result.warnings)]:
         console.print(f"{name:<12}{text}", markup=False)
     text = f"lr {best['lr']:.2g}, batch_tokens {best['batch_tokens']}, weight_decay {best['weight_decay']:.2g}"
-    console.print(f"recommended {text}: add --config {result.folder}/tuned.yaml to fit", markup=False)
+    console.print(f"recommendation: {text}; add --config {result.folder}/tuned.yaml", markup=False)
     return 0

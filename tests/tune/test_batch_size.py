@@ -8,7 +8,7 @@ import yaml
 
 import gpt_lightning as gl
 from gpt_lightning.cli import main
-from gpt_lightning.tune.batch_size import choose_batch
+from gpt_lightning.tune.batch_choice import choose_batch
 from gpt_lightning.tune.branches import compare_branches, trunk_tokens
 from gpt_lightning.tune.micro_batch import MicroBatch, knee, measure_micro_batches
 from tests.fixtures import TINY, arguments, write_text
