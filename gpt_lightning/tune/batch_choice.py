@@ -1,4 +1,4 @@
-"""Which batch costs the least time to the same loss, from what micro-batches and updates take and the critical batch."""
+"""Which batch takes the least time to the same loss, by the times of its parts and the critical batch."""
 
 import math
 from dataclasses import asdict, dataclass

@@ -50,7 +50,7 @@ def warned(result, words: str) -> bool:
 def test_three_files_a_table_and_the_recommendation_last(folder, capsys):
     assert cli.main(["tune", "suggest", *flags({**TINY, **SMALL})]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[-1].startswith("recommended lr ") and "runs/suggest/tuned.yaml" in out.splitlines()[-1]
+    assert out.splitlines()[-1].startswith("recommendation: lr ") and "runs/suggest/tuned.yaml" in out.splitlines()[-1]
     for law in ("Step Law", "DeepSeek LLM", "Kaplan 2020", "Porian 2024", "Power Lines", "Chinchilla, refitted"):
         assert law in out
     assert "arXiv 2503.04715, restated" in out and "not stated" in out
