@@ -15,39 +15,34 @@ if TYPE_CHECKING:
     from gpt_lightning.generator import TextGenerator
 
 
-def run(configs: Sequence[str | Path] = (), options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Train as `gpt-lightning fit` does: YAML layers, later ones win, and options by dotted name over all.
+def run(
+    configs: Sequence[str | Path] = (), options: Mapping[str, Any] | None = None, verb: str = "fit"
+) -> dict[str, Any]:
+    """Do what `gpt-lightning VERB` does: YAML layers, later ones win, and options by dotted name over all.
 
-    Returns the run's last metrics, its size and its `run_dir`. Raises ValueError for what the user can mend.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, in Jupyter without ipywidgets
-        from gpt_lightning import train
-
-    return train.run(_arguments(configs, options))
-
-
-def tune(verb: str, configs: Sequence[str | Path] = (), options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Tune as `gpt-lightning tune VERB` does; the numbers of its result.json, and its folder as `dir`.
-
-    verb: suggest, lr, batch or verify. options: those of `run`, and the verb's own as "tune.NAME".
+    verb: fit trains, and gives the run's last metrics, its size and its `run_dir`; "tune suggest", "tune lr", "tune
+        batch" and "tune verify" tune, and give the numbers of their result.json and its folder as `dir`.
     Raises ValueError for what the user can mend.
     """
+    flags = ((name, value if isinstance(value, str) else json.dumps(value)) for name, value in (options or {}).items())
+    arguments = [*(f"--config={path}" for path in configs), *(f"--{name}={value}" for name, value in flags)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, in Jupyter without ipywidgets
+        if verb == "fit":
+            from gpt_lightning import train
+
+            return train.run(arguments)
+        return _tune(verb, arguments, (options or {}).get("tune.dir", f"runs/{verb.split()[-1]}"))
+
+
+def _tune(verb: str, arguments: list[str], folder: str) -> dict[str, Any]:
     from gpt_lightning import cli
 
-    name = f"tune {verb}"
-    if name not in cli.VERBS:
-        known = ", ".join(known.split()[1] for known in cli.VERBS if known.startswith("tune "))
-        raise ValueError(f"unknown verb {verb!r}; expected one of {known}")
-    options = {"tune.dir": f"runs/{verb}", **(options or {})}
-    cli.function(cli.VERBS[name][0])(_arguments(configs, options))
-    folder = Path(options["tune.dir"])
-    return {**json.loads((folder / "result.json").read_text(encoding="utf-8")), "dir": str(folder)}
-
-
-def _arguments(configs: Sequence[str | Path], options: Mapping[str, Any] | None) -> list[str]:
-    flags = ((name, value if isinstance(value, str) else json.dumps(value)) for name, value in (options or {}).items())
-    return [*(f"--config={path}" for path in configs), *(f"--{name}={value}" for name, value in flags)]
+    known = [name for name in cli.VERBS if name.startswith("tune ")]
+    if verb not in known:
+        raise ValueError(f"unknown verb {verb!r}; expected one of fit, {', '.join(known)}")
+    cli.function(cli.VERBS[verb][0])([*arguments, f"--tune.dir={folder}"])
+    return {**json.loads((Path(folder) / "result.json").read_text(encoding="utf-8")), "dir": folder}
 
 
 def load(path: str | Path) -> "TextGenerator":

@@ -20,9 +20,9 @@ VERBS = {
 }
 
 
-def usage() -> str:
-    """The page that --help prints."""
-    lines = [f"  {verb:14s}{text}" for verb, (_, text) in VERBS.items()]
+def usage(group: str = "") -> str:
+    """The page that --help prints, of all verbs or of those whose names start with `group`."""
+    lines = [f"  {verb:14s}{text}" for verb, (_, text) in VERBS.items() if verb.startswith(group)]
     return "\n".join(
         [
             "usage: gpt-lightning VERB [options]        gpt-lightning VERB --help",
@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
+    if arguments[0] == "tune" and (len(arguments) == 1 or arguments[1] in ("-h", "--help")):
+        print(usage("tune "))
+        return 0 if len(arguments) > 1 else 2
     n_words = 2 if arguments[0] == "tune" else 1
     verb, options = " ".join(arguments[:n_words]), arguments[n_words:]
     if verb not in VERBS:

@@ -37,7 +37,7 @@ from gpt_lightning.module import GPTModule
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.schedules import ScheduleConfig
 from gpt_lightning.run_dir import IfExists, RunDir
-from gpt_lightning.spelling import did_you_mean, load_counts, plain_count
+from gpt_lightning.spelling import did_you_mean, flags_last, load_counts, plain_count
 
 VERBS = {
     "fit": "Train a model: one stack of YAML layers and flags, one run folder.",
@@ -108,7 +108,7 @@ class GPTCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # not Lightning's own, which warns when called from Python
         try:
-            self.config = parser.parse_args([plain_count(argument) for argument in args])
+            self.config = parser.parse_args(flags_last([plain_count(argument) for argument in args]))
         except jsonargparse.ArgumentError as error:
             raise ValueError(f"{error}{did_you_mean(str(error), parser)}") from error
 

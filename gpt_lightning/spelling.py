@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jsonargparse
@@ -26,6 +27,19 @@ def plain_count(argument: str) -> str:
     if re.fullmatch(r"[0-9.]+[eE]\+?[0-9]+", value) and float(value) >= 1000 and float(value).is_integer():
         value = str(int(float(value)))
     return name + equals + value
+
+
+def flags_last(arguments: Sequence[str]) -> list[str]:
+    """The same arguments with the --config layers first, so that flags win over all of them wherever they stand."""
+    layers: list[str] = []
+    flags: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--config":
+            layers += [word, *([value] if (value := next(words, None)) is not None else [])]
+        else:
+            (layers if word.startswith("--config=") else flags).append(word)
+    return layers + flags
 
 
 def did_you_mean(message: str, parser: jsonargparse.ArgumentParser) -> str:

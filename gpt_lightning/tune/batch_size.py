@@ -186,6 +186,8 @@ def _report(result: BatchResult, folder: str) -> None:
     for branch in result.branches:
         word = "recovers" if branch.recovers else "does not recover"
         console.print(f"branch x {branch.factor}: {word} ({branch.difference:+.4f} nats per token)")
+    if not result.critical.high <= 4 * result.critical.low:
+        console.print("warning: the critical batch is hardly known; measure longer with a larger --tune.tokens")
     now, best = result.now, result.best
     console.print(f"the present {now.batch_tokens:,} tokens need {now.relative_time:.2f} x the time to the same loss")
     batch = f"batch_tokens {best.batch_tokens:,} ({best.accumulation} x {best.micro_batch_size} sequences)"

@@ -69,9 +69,10 @@ class TuneFolder:
     def finish(self, result: Mapping[str, Any], figure: "Figure", tuned: Mapping[str, Any], header: str) -> None:
         """Write result.json, figure.png and tuned.yaml, each whole or not at all; tuned.yaml, the answer, last.
 
+        result.json also holds the answer, by dotted names, as `tuned`.
         tuned: nested keys of the stack, only those that the verb decided. header: comment lines, without the #.
         """
-        _write(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+        _write(self.path / "result.json", json.dumps({**result, "tuned": flatten(tuned)}, indent=2) + "\n")
         figure.savefig(self.path / ".figure.tmp.png", dpi=120)
         os.replace(self.path / ".figure.tmp.png", self.path / "figure.png")
         comment = "".join(f"# {line}\n" for line in header.splitlines())
@@ -94,12 +95,10 @@ class TuneFolder:
             raise ValueError(f"{self.path} exists and holds no tuning results; choose another --tune.dir")
         if not file.is_file() or if_exists == "overwrite":
             return
-        before = json.loads(file.read_text(encoding="utf-8"))
-        changed = sorted(
-            key for key in before.keys() | self._settings.keys() if before.get(key) != self._settings.get(key)
-        )
+        before, now = flatten(json.loads(file.read_text(encoding="utf-8"))), flatten(self._settings)
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
-            what = ", ".join(f"{key} {before.get(key)!r} (now {self._settings.get(key)!r})" for key in changed[:3])
+            what = ", ".join(f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in changed[:3])
             raise ValueError(
                 f"{self.path} holds results for {what}; add --tune.if_exists overwrite to replace them, "
                 "or choose another --tune.dir"
@@ -123,6 +122,14 @@ class TuneFolder:
             _write(file, "".join(whole))
         rows = [json.loads(line) for line in whole]
         return {row["key"]: row["value"] for row in rows}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _write(path: Path, text: str) -> None:

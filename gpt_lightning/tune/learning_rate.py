@@ -1,7 +1,8 @@
 """The verb `tune lr`: a range test finds where training diverges, short whole runs below that find the best.
 
-The answer is the learning rate, with a 90% interval, at which a run of `--tune.tokens` ends lowest. Settings that
-differ by role (muP, lr_ratios) keep their ratios: one multiplier moves them all.
+The search finds the learning rate, with a 90% interval, at which a trial of `--tune.tokens` ends lowest. Longer runs
+want smaller ones: the answer is that learning rate x (max_tokens / tokens) ^ -0.32 (Bjorck et al. 2024, arXiv
+2409.19913). Settings that differ by role (muP, lr_ratios) keep their ratios: one multiplier moves them all.
 """
 
 import math
@@ -18,6 +19,9 @@ from gpt_lightning.tune.range_test import RaiseLearningRate, RangeTest
 from gpt_lightning.tune.search import Search, search
 from gpt_lightning.tune.stack_cli import TuneCLI
 
+HORIZON_EXPONENT = -0.32  # of the best learning rate in the length of a run
+LEAST_STEPS = 20  # of the longest trials
+DEFAULT_STEPS = 50  # at least, where tokens are not given
 COST = 13  # of a whole search in trials of the longest kind, two seeds: for the progress bar
 
 
@@ -26,8 +30,8 @@ class LearningRateConfig:
     """Find the best learning rate of a stack: a range test, then short whole runs around what it finds."""
 
     tokens: int | None = None
-    """Length of the longest trials, in tokens; a twentieth of max_tokens when not given. The search costs 12 to 15
-    times as much."""
+    """Length of the longest trials, in tokens; when not given a twentieth of max_tokens, or 50 steps if that is more.
+    The search costs 12 to 15 times as much."""
     seeds: int = 2
     """Seeds of the range test and of the last round."""
     val_tokens: int = 50_000
@@ -52,11 +56,28 @@ class LearningRateResult:
     found: Search
     tokens: int
     """Trained on in all, range tests included."""
+    max_tokens: int
+    """Of the run that the answer is for."""
+
+    @property
+    def trial_tokens(self) -> int:
+        """Of the longest trials."""
+        return self.found.rounds[-1].tokens
+
+    @property
+    def horizon_factor(self) -> float:
+        """The best learning rate of the run over that of the longest trials."""
+        return (self.max_tokens / self.trial_tokens) ** HORIZON_EXPONENT
 
     @property
     def lr(self) -> float:
-        """To two digits: more are not known."""
-        return float(f"{self.found.minimum.lr:.1e}")
+        """For the run; to two digits, more are not known."""
+        return float(f"{self.found.minimum.lr * self.horizon_factor:.1e}")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """90%, for the run, as far as the trials' noise goes."""
+        return self.found.minimum.low * self.horizon_factor, self.found.minimum.high * self.horizon_factor
 
     def table(self) -> Table:
         """One row per learning rate, one column per round."""
@@ -83,7 +104,9 @@ class LearningRateResult:
         ]
         return {
             "lr": self.lr,
-            "interval_90": [self.found.minimum.low, self.found.minimum.high],
+            "lr_90": list(self.interval),
+            "lr_of_trials": self.found.minimum.lr,
+            "horizon_factor": self.horizon_factor,
             "lr_before": self.lr_before,
             "at_edge": bool(self.found.edge),
             "widened": self.found.widened,
@@ -97,11 +120,11 @@ class LearningRateResult:
 def tune_learning_rate(cli: TuneCLI, folder: TuneFolder, progress: Progress) -> LearningRateResult:
     """Run or resume the search of `cli` in `folder`."""
     settings, batch_tokens = cli.settings, cli.config.data.batch_tokens
-    tokens = settings.tokens or cli.config.max_tokens // 20
-    if tokens < 20 * batch_tokens:
+    tokens = settings.tokens or max(cli.config.max_tokens // 20, DEFAULT_STEPS * batch_tokens)
+    if tokens < LEAST_STEPS * batch_tokens:
         raise ValueError(
-            f"tune.tokens {tokens}: a trial needs at least 20 steps of {batch_tokens} tokens; "
-            f"set --tune.tokens {20 * batch_tokens} or more"
+            f"tune.tokens {tokens}: a trial needs at least {LEAST_STEPS} steps of {batch_tokens} tokens; "
+            f"set --tune.tokens {LEAST_STEPS * batch_tokens} or more"
         )
     lr = cli.config.model.optim.lr
     bar = progress.add_task("range test", total=COST * tokens)
@@ -137,7 +160,7 @@ def tune_learning_rate(cli: TuneCLI, folder: TuneFolder, progress: Progress) -> 
     upper = math.exp(sum(math.log(test.upper) for test in tests) / len(tests))
     found = search(objective, upper, tokens, settings.seeds)
     progress.update(bar, completed=COST * tokens)
-    return LearningRateResult(lr, tests, found, spent)
+    return LearningRateResult(lr, tests, found, spent, cli.config.max_tokens)
 
 
 def run(args: list[str]) -> LearningRateResult:
@@ -149,14 +172,14 @@ def run(args: list[str]) -> LearningRateResult:
     with TuneFolder(settings.dir, cli.question(), settings.if_exists) as folder:
         with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
             result = tune_learning_rate(cli, folder, progress)
-        minimum = result.found.minimum
-        interval = f"90% interval {minimum.low:.1e} to {minimum.high:.1e}"
-        header = f"The best learning rate of trials of {result.found.rounds[-1].tokens:,} tokens; {interval}."
-        figure = learning_rate_figure(result.range_tests, result.found, result.lr_before)
+        interval = "90% interval {:.1e} to {:.1e}".format(*result.interval)
+        header = f"The best learning rate for {result.max_tokens:,} tokens, {interval}.\n{_horizon(result)}"
+        figure = learning_rate_figure(result.range_tests, result.found, result.lr_before, result.lr)
         folder.finish(result.to_dict(), figure, {"model": {"optim": {"lr": result.lr}}}, header)
     console = Console(highlight=False, soft_wrap=True)
     console.print(result.table())
     console.print(f"{result.tokens:,} tokens trained on; {settings.dir}/figure.png shows them")
+    console.print(_horizon(result))
     if result.found.edge:
         side = "smallest" if result.found.edge < 0 else "largest"
         console.print(f"warning: the best learning rate is the {side} that was tried; the true one may lie beyond")
@@ -168,6 +191,14 @@ def main(arguments: list[str]) -> int:
     """The verb `tune lr`."""
     run(arguments)
     return 0
+
+
+def _horizon(result: LearningRateResult) -> str:
+    best, factor = result.found.minimum.lr, result.horizon_factor
+    return (
+        f"{best:.1e} is best for trials of {result.trial_tokens:,} tokens; for {result.max_tokens:,} it is taken x "
+        f"{factor:.2f} (tokens ^ {HORIZON_EXPONENT}, arXiv 2409.19913)"
+    )
 
 
 def _loss(value: float, is_best: bool) -> str:

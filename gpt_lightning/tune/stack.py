@@ -130,7 +130,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         if key == "config":
             layers.append(value)
         else:
-            flags[key] = _yaml(value, word)
+            flags[key] = _flag(value)
     return layers, flags
 
 
@@ -142,6 +142,13 @@ def _load(path: str) -> dict[str, Any]:
     if not isinstance(layer, dict | None):
         raise ValueError(f"{path} is not a YAML layer; expected keys such as model, data, max_tokens")
     return layer or {}
+
+
+def _flag(text: str) -> Any:
+    try:
+        return load_counts(text)
+    except yaml.YAMLError:  # a glob, say: as for `fit`, what is not YAML is text
+        return text
 
 
 def _yaml(text: str, where: str) -> Any:

@@ -40,6 +40,12 @@ def test_another_question_is_refused_by_name_and_overwrite_starts_anew(tmp_path)
         assert "x" not in folder
 
 
+def test_of_a_nested_stack_only_what_differs_is_named(tmp_path):
+    TuneFolder(tmp_path / "lr", {"stack": {"model": {"lr": 1, "wd": 2}}}).close()
+    with pytest.raises(ValueError, match=r"results for stack.model.lr 1 \(now 3\); add"):
+        TuneFolder(tmp_path / "lr", {"stack": {"model": {"lr": 3, "wd": 2}}})
+
+
 def test_one_process_at_a_time(tmp_path):
     with TuneFolder(tmp_path / "lr", {}), pytest.raises(ValueError, match="in use"):
         TuneFolder(tmp_path / "lr", {})
@@ -59,5 +65,6 @@ def test_what_came_out_is_three_files(tmp_path):
         folder.finish({"lr": 1e-3}, Figure(), {"model": {"optim": {"lr": 1e-3}}}, "found by x\nin 3 s")
     text = (tmp_path / "lr" / "tuned.yaml").read_text()
     assert text.startswith("# found by x\n# in 3 s\n") and yaml.safe_load(text) == {"model": {"optim": {"lr": 1e-3}}}
-    assert json.loads((tmp_path / "lr" / "result.json").read_text()) == {"lr": 1e-3}
+    result = json.loads((tmp_path / "lr" / "result.json").read_text())
+    assert result == {"lr": 1e-3, "tuned": {"model.optim.lr": 1e-3}}
     assert (tmp_path / "lr" / "figure.png").read_bytes()[:4] == b"\x89PNG"

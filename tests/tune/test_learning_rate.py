@@ -39,7 +39,9 @@ def test_the_verb_writes_its_folder_resumes_from_it_and_its_layer_is_accepted_by
     result = json.loads((folder / "runs" / "lr" / "result.json").read_text())
     layer = yaml.safe_load((folder / "runs" / "lr" / "tuned.yaml").read_text())
     assert layer == {"model": {"optim": {"lr": result["lr"]}}}
-    low, high = result["interval_90"]
+    assert result["horizon_factor"] == pytest.approx(20**-0.32)
+    assert result["lr"] == pytest.approx(result["lr_of_trials"] * 20**-0.32, rel=0.05)
+    low, high = result["lr_90"]
     assert low <= result["lr"] * 1.05 and result["lr"] * 0.95 <= high
     assert result["tokens"] <= 15 * 1280 + 2 * 40 * 64
     assert (folder / "runs" / "lr" / "figure.png").stat().st_size > 10_000
