@@ -117,50 +117,63 @@ class LearningRateResult:
         }
 
 
+class Trials:
+    """Trains what the search asks for, or takes it from the folder; counts tokens and moves the bar."""
+
+    def __init__(self, cli: TuneCLI, folder: TuneFolder, progress: Progress, tokens: int):
+        self.cli, self.folder, self.progress, self.tokens = cli, folder, progress, tokens
+        self.spent = 0
+        self._bar = progress.add_task("range test", total=COST * tokens)
+
+    def range_test(self, seed: int) -> RangeTest:
+        """A range test of half the length of the longest trials, from the weights and the data order of `seed`."""
+
+        def measure() -> dict[str, Any]:
+            config = self.cli.config
+            n_steps = max(self.tokens // 2 // config.data.batch_tokens, LEAST_STEPS)
+            ramp = RaiseLearningRate(config.model.optim.lr, n_steps)
+            options = {"model.schedule.name": "constant", "model.schedule.warmup_tokens": 0}
+            options["max_tokens"] = (n_steps + 1) * config.data.batch_tokens  # the ramp ends it
+            self.cli.train(options, seed, callbacks=[ramp])
+            return {**asdict(ramp.result()), "tokens": len(ramp.losses) * config.data.batch_tokens}
+
+        measured = self.folder.measured(f"range test seed {seed}", measure)
+        self._advance(measured["tokens"])
+        return RangeTest(measured["lrs"], measured["losses"])
+
+    def loss(self, lr: float, tokens: int, seed: int) -> float:
+        """Final validation loss of a trial; infinite when it diverged."""
+
+        def measure() -> dict[str, Any]:
+            options = {"model.optim.lr": lr, "max_tokens": tokens}
+            done = self.cli.train(options, seed, self.cli.settings.val_tokens)
+            return {"loss": done.val_loss if math.isfinite(done.val_loss) else None, "tokens": done.tokens}
+
+        self.progress.update(self._bar, description=f"lr {lr:.1e}, {tokens:,} tokens")
+        measured = self.folder.measured(f"lr {lr:.6e} tokens {tokens} seed {seed}", measure)
+        self._advance(measured["tokens"])
+        return math.inf if measured["loss"] is None else measured["loss"]
+
+    def _advance(self, tokens: int) -> None:
+        self.spent += tokens
+        self.progress.advance(self._bar, tokens)
+
+
 def tune_learning_rate(cli: TuneCLI, folder: TuneFolder, progress: Progress) -> LearningRateResult:
-    """Run or resume the search of `cli` in `folder`."""
-    settings, batch_tokens = cli.settings, cli.config.data.batch_tokens
-    tokens = settings.tokens or max(cli.config.max_tokens // 20, DEFAULT_STEPS * batch_tokens)
+    """Run or resume the search of `cli` in `folder`. Raises ValueError for trials too short to tell anything."""
+    settings, config = cli.settings, cli.config
+    batch_tokens = config.data.batch_tokens
+    tokens = settings.tokens or max(config.max_tokens // 20, DEFAULT_STEPS * batch_tokens)
     if tokens < LEAST_STEPS * batch_tokens:
         raise ValueError(
             f"tune.tokens {tokens}: a trial needs at least {LEAST_STEPS} steps of {batch_tokens} tokens; "
             f"set --tune.tokens {LEAST_STEPS * batch_tokens} or more"
         )
-    lr = cli.config.model.optim.lr
-    bar = progress.add_task("range test", total=COST * tokens)
-    spent = 0
-
-    def advance(trained: int) -> None:
-        nonlocal spent
-        spent += trained
-        progress.advance(bar, trained)
-
-    def range_test(seed: int) -> dict[str, Any]:
-        n_steps = max(tokens // 2 // batch_tokens, 20)
-        ramp = RaiseLearningRate(lr, n_steps)
-        options = {"model.schedule.name": "constant", "model.schedule.warmup_tokens": 0}
-        cli.train({**options, "max_tokens": (n_steps + 1) * batch_tokens}, seed, callbacks=[ramp])
-        return {**asdict(ramp.result()), "tokens": len(ramp.losses) * batch_tokens}
-
-    def objective(lr: float, tokens: int, seed: int) -> float:
-        def trial() -> dict[str, Any]:
-            done = cli.train({"model.optim.lr": lr, "max_tokens": tokens}, seed, settings.val_tokens)
-            return {"loss": done.val_loss if math.isfinite(done.val_loss) else None, "tokens": done.tokens}
-
-        progress.update(bar, description=f"lr {lr:.1e}, {tokens:,} tokens")
-        measured = folder.measured(f"lr {lr:.6e} tokens {tokens} seed {seed}", trial)
-        advance(measured["tokens"])
-        return math.inf if measured["loss"] is None else measured["loss"]
-
-    tests = []
-    for seed in range(settings.seeds):
-        measured = folder.measured(f"range test seed {seed}", lambda seed=seed: range_test(seed))  # type: ignore[misc]
-        advance(measured["tokens"])
-        tests.append(RangeTest(measured["lrs"], measured["losses"]))
-    upper = math.exp(sum(math.log(test.upper) for test in tests) / len(tests))
-    found = search(objective, upper, tokens, settings.seeds)
-    progress.update(bar, completed=COST * tokens)
-    return LearningRateResult(lr, tests, found, spent, cli.config.max_tokens)
+    trials = Trials(cli, folder, progress, tokens)
+    tests = [trials.range_test(seed) for seed in range(settings.seeds)]
+    upper = math.exp(sum(math.log(test.upper) for test in tests) / len(tests))  # the geometric mean
+    found = search(trials.loss, upper, tokens, settings.seeds)
+    return LearningRateResult(config.model.optim.lr, tests, found, trials.spent, config.max_tokens)
 
 
 def run(args: list[str]) -> LearningRateResult:
