@@ -161,7 +161,7 @@ class GPTCLI(LightningCLI):
         sources = [callback.metrics for callback in steering if isinstance(callback, GradientNoiseScale)]
         self.metrics = RunMetrics(self.run_dir / "metrics.csv", sources=sources)
         trainer_config = self.config_init.trainer
-        callbacks = [*(trainer_config.callbacks or []), *steering, *self._callbacks(), self.config_init.samples]
+        callbacks = [*self._user_callbacks(), *steering, *self._callbacks(), self.config_init.samples]
         plugins = trainer_config.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         trainer = self._instantiate_trainer(
@@ -172,6 +172,9 @@ class GPTCLI(LightningCLI):
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
         self._check_steering(trainer)
         return trainer
+
+    def _user_callbacks(self) -> list[Callback]:
+        return list(self.config_init.trainer.callbacks or [])
 
     def _steering(self) -> list[Callback]:
         """The callbacks that are there only when turned on; the ramp first, for the others read what it sets."""

@@ -149,6 +149,7 @@ class GPTModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gpt_config"] = gpt_config_to_dict(self.gpt_config)
         checkpoint["tokens_seen"] = self.tokens_seen
+        checkpoint["optimizer"] = self.optim_config.hidden_update
         if self._device_mesh is None and "optimizer_states" in checkpoint:
             roles = self._net.roles()
             checkpoint["optimizer_states"] = [number_by_model(s, roles) for s in checkpoint["optimizer_states"]]
@@ -157,6 +158,12 @@ class GPTModule(LightningModule):
         check_same_model(checkpoint, self.gpt_config)
         if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             raise ValueError("the checkpoint holds weights alone; start a new run from it with --model.init_from")
+        trained_by, here = checkpoint.get("optimizer"), self.optim_config.hidden_update
+        if self.trainer.state.fn == "fit" and trained_by not in (None, here):
+            raise ValueError(
+                f"the checkpoint's hidden matrices were updated by {trained_by}, here by {here} (model.optim); resume "
+                "with the same optimizer, or start a new run from the weights with --model.init_from"
+            )
         self.tokens_seen = checkpoint["tokens_seen"]
 
     @property

@@ -43,9 +43,13 @@ STACK = {
     "data.prepare.val_fraction": 0.03,
     "trainer.enable_progress_bar": False,
 }
-UNTUNED = {  # the quickstart as it was before it was tuned
+UNTUNED = {  # the quickstart as it was before it was tuned, whole
     "max_tokens": 1_800_000,
-    "model.optim": {"name": "adamw", "lr": 4.0e-3},
+    "model.gpt": {"n_layers": 4, "n_heads": 3, "d_model": 192},
+    "model.optim": {"name": "adamw", "lr": 4.0e-3, "betas": [0.9, 0.95], "weight_decay": 0.1},
+    "model.schedule": {"name": "linear", "warmup_tokens": 100_000, "min_lr_ratio": 0.0},
+    "data.batch_tokens": 2_048,
+    "data.micro_batch_size": 8,
 }
 console = Console(highlight=False, soft_wrap=True)
 

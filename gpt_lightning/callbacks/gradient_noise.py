@@ -100,6 +100,8 @@ class LayerNormSquares(MicroBatchSquares):
 
     def __init__(self, module: nn.Module):
         norms = [m for m in module.modules() if isinstance(m, nn.LayerNorm)]
+        if not norms:
+            raise ValueError("gradient_noise: no LayerNorms in this model; use a smaller data.micro_batch_size")
         self.parameters = [p for norm in norms for p in norm.parameters()]
         self.total = torch.zeros((), device=self.parameters[0].device)
         self._handles = [norm.register_forward_hook(self._watch) for norm in norms]
@@ -178,10 +180,12 @@ class GradientNoiseScale(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         estimates = torch.tensor(self.estimates, dtype=torch.float64).view(-1, 2)
-        return {"smoothed": list(self._smoothed), "estimates": estimates, "layer_norms": self._layer_norms}
+        state = {"smoothed": list(self._smoothed), "estimates": estimates, "layer_norms": self._layer_norms}
+        return {**state, "shape": list(self._shape)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._reset(state_dict["layer_norms"])
+        self._shape = torch.Size(state_dict["shape"])
         self._smoothed = (state_dict["smoothed"][0], state_dict["smoothed"][1])
         self._estimates.extend((square, noise) for square, noise in state_dict["estimates"].tolist())
 

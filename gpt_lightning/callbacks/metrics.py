@@ -19,6 +19,8 @@ from torch import Tensor
 from gpt_lightning.model.flops import flops_per_token, peak_flops
 from gpt_lightning.report.runs import append_metrics, truncate_metrics
 
+MAX_SKIPPED_STEPS = 20  # updates in a row with a gradient that is not finite: the run is lost
+
 
 class RunMetrics(Callback):
     """Gather the numbers of a run and hand them on.
@@ -32,7 +34,7 @@ class RunMetrics(Callback):
     def __init__(
         self,
         path: Path | None = None,
-        max_skipped_steps: int = 20,
+        max_skipped_steps: int = MAX_SKIPPED_STEPS,
         sources: Sequence[Callable[[], dict[str, float]]] = (),
     ):
         self.path = path

@@ -49,7 +49,9 @@ def muon_step(group: Mapping[str, Any], state: MutableMapping[Tensor, Any], foun
     keep = 1.0 if found_inf is None else 1 - found_inf  # 0 where nothing may change
     directions = []
     for p in parameters:
-        buffer = state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        if "momentum_buffer" not in state[p]:
+            state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffer = state[p]["momentum_buffer"]
         grad = p.grad if found_inf is None else torch.nan_to_num(p.grad, 0.0, 0.0, 0.0)
         buffer.add_((grad - buffer) * ((1 - momentum) * keep))
         directions.append(torch.lerp(grad, buffer, momentum))  # Nesterov

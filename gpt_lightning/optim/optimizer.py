@@ -19,9 +19,10 @@ class RoleOptimizer(torch.optim.Optimizer):
     synchronisation.
     """
 
+    found_inf: Tensor | None = None
+
     def __init__(self, groups: list[dict[str, Any]], lr: float):
         super().__init__(groups, {"lr": lr})
-        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -1,6 +1,5 @@
 """Which batch takes the least time to the same loss, by the times of its parts and the critical batch."""
 
-import math
 from dataclasses import asdict, dataclass
 
 from gpt_lightning.tune.micro_batch import MicroBatch
@@ -18,6 +17,11 @@ class Choice:
     seconds_per_token: float
     relative_time: float
 
+    @property
+    def micro_step_tokens(self) -> int:
+        """Over all devices."""
+        return self.batch_tokens // self.accumulation
+
 
 def choose_batch(
     sizes: list[MicroBatch], critical: float, context_length: int, devices: int, batch_tokens: int
@@ -27,17 +31,18 @@ def choose_batch(
     Seconds of a step are those of its micro-steps and one update; devices work at once.
     Raises ValueError when no micro-batch that was measured makes a batch near the present one.
     """
+    critical = max(critical, context_length)  # less than a sequence is noise of the estimate
     choices = []
     for one in sizes:
         unit = one.micro_batch_size * context_length * devices
         accumulations = {2**i for i in range(11)} | ({batch_tokens // unit} if batch_tokens % unit == 0 else set())
-        for accumulation in accumulations - {0}:
+        for accumulation in accumulations:
             seconds = accumulation * one.micro_step_seconds + one.update_seconds
             tokens = unit * accumulation
             if not 1 / FARTHEST <= tokens / batch_tokens <= FARTHEST:
                 continue
             per_token = seconds / tokens
-            time = per_token * (1 + tokens / critical) if critical > 0 else math.inf
+            time = per_token * (1 + tokens / critical)
             choices.append(Choice(tokens, one.micro_batch_size, accumulation, per_token, time))
     if not choices:
         raise ValueError(f"batch_tokens {batch_tokens}: no multiple of {context_length} x {devices} devices is near it")

@@ -7,7 +7,7 @@
 The recommended batch is the one with the least time to the same loss on this machine: (1 + B / B_crit) x seconds per
 token. It stays within a factor 4 of the present one; start again from there for more. Where the learning rate suits the
 present batch, another one wants lr x sqrt(ratio) and beta2 ^ ratio (arXiv 2507.07101), which keep Adam's memory in
-tokens.
+tokens, and weight decay x sqrt(ratio).
 """
 
 import math
@@ -20,10 +20,12 @@ from rich.table import Table
 
 from gpt_lightning.callbacks.gradient_noise import CriticalBatch, GradientNoiseScale, critical_batch
 from gpt_lightning.report.figures_batch import batch_figure
+from gpt_lightning.tune.advice import ramp_layer
 from gpt_lightning.tune.batch_choice import Choice, choose_batch
-from gpt_lightning.tune.branches import Branch, measure_branches
+from gpt_lightning.tune.branches import Branch, check_length, measure_branches
 from gpt_lightning.tune.folder import IfExists, TuneFolder
 from gpt_lightning.tune.micro_batch import MicroBatch, knee, measure_micro_batch, measure_micro_batches, memory_limit
+from gpt_lightning.tune.stack import n_devices
 from gpt_lightning.tune.stack_cli import TuneCLI
 
 MICRO_BATCHES = 8  # per step while the noise is measured: more would mean less exact small gradients
@@ -81,7 +83,7 @@ class BatchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; an infinite critical batch is null."""
-        finite = {k: v if math.isfinite(v) else None for k, v in self.critical._asdict().items()}
+        finite = {k: _finite(v) for k, v in self.critical._asdict().items()}
         return {
             "batch_tokens": self.best.batch_tokens,
             "micro_batch_size": self.best.micro_batch_size,
@@ -96,7 +98,10 @@ class BatchResult:
             "largest_micro_batch": self.sizes[-1].micro_batch_size,
             "knee_micro_batch": knee(self.sizes).micro_batch_size,
             "noise": [list(pair) for pair in self.noise],
-            "branches": [{**asdict(branch), "recovers": branch.recovers} for branch in self.branches],
+            "branches": [
+                {**asdict(branch), "difference": _finite(branch.difference), "recovers": branch.recovers}
+                for branch in self.branches
+            ],
         }
 
 
@@ -106,22 +111,25 @@ def tune_batch(cli: TuneCLI, folder: TuneFolder, progress: Progress) -> BatchRes
     data, optim = config.data, config.model.optim
     T, batch_tokens = data.context_length, data.batch_tokens
     tokens = settings.tokens or config.max_tokens // 20
+    if settings.branches:
+        check_length(tokens, batch_tokens)
     bar = progress.add_task("micro-batches", total=None)
 
     def micro_batch(size: int) -> MicroBatch | None:
         progress.update(bar, description=f"micro-batch {size}")
         return _from_json(folder.measured(f"micro-batch {size}", lambda: _to_json(measure_micro_batch(cli, size))))
 
-    sizes = measure_micro_batches(micro_batch, memory_limit())
+    limit = folder.measured("memory limit", lambda: memory_limit(config.trainer.accelerator))
+    sizes = measure_micro_batches(micro_batch, limit)
     progress.update(bar, description=f"gradient noise over {tokens:,} tokens")
-    noise = folder.measured("noise", lambda: measure_noise(cli, tokens))
+    noise = folder.measured("noise", lambda: measure_noise(cli, tokens, sizes[-1].micro_batch_size))
     settled = [(square, variance) for square, variance in noise[len(noise) // 2 :]]
     critical = critical_batch(settled, T)
     branches = []
     if settings.branches:
         progress.update(bar, description="branches")
         branches = measure_branches(cli, folder, tokens)
-    devices = device_count(config.trainer)
+    devices = n_devices(config.trainer.as_dict())
     now, best = choose_batch(sizes, critical.tokens, T, devices, batch_tokens)
     ratio = best.batch_tokens / batch_tokens
     beta1, beta2 = optim.betas
@@ -130,13 +138,17 @@ def tune_batch(cli: TuneCLI, folder: TuneFolder, progress: Progress) -> BatchRes
     return BatchResult(T, sizes, critical, settled, now, best, lr, betas, branches)
 
 
-def measure_noise(cli: TuneCLI, tokens: int) -> list[tuple[float, float]]:
-    """(|G|^2, S) of every step of a run of `tokens` of the stack, its batch split into 8 micro-batches where it can."""
+def measure_noise(cli: TuneCLI, tokens: int, largest: int) -> list[tuple[float, float]]:
+    """(|G|^2, S) of every step of a run of `tokens` of the stack, its batch split into 8 micro-batches where it can.
+
+    largest: sequences in a micro-batch that are known to fit.
+    """
     data = cli.config.data
     sequences = data.batch_tokens // data.context_length
-    parts = next(n for n in range(min(MICRO_BATCHES, sequences), 0, -1) if sequences % n == 0)
+    wanted = min(largest, max(sequences // MICRO_BATCHES, 1))
+    micro_batch_size = next(n for n in range(wanted, 0, -1) if sequences % n == 0)
     callback = GradientNoiseScale(interval_steps=1)
-    options = {"data.micro_batch_size": sequences // parts, "max_tokens": tokens, "batch_ramp.ramp_tokens": 0}
+    options = {"data.micro_batch_size": micro_batch_size, "max_tokens": tokens, "batch_ramp.ramp_tokens": 0}
     cli.train(options, callbacks=[callback])
     estimates = callback.estimates
     if len(estimates) < 8:
@@ -145,16 +157,6 @@ def measure_noise(cli: TuneCLI, tokens: int) -> list[tuple[float, float]]:
             f"set --tune.tokens {8 * data.batch_tokens} or more"
         )
     return estimates
-
-
-def device_count(trainer: Any) -> int:
-    """Devices that the stack asks for; `auto` is every GPU of this machine, or one CPU."""
-    import torch
-
-    devices = trainer.devices
-    if devices in ("auto", -1, "-1"):
-        devices = max(torch.cuda.device_count(), 1)
-    return (len(devices) if isinstance(devices, list) else int(devices)) * trainer.num_nodes
 
 
 def run(args: list[str]) -> BatchResult:
@@ -166,13 +168,10 @@ def run(args: list[str]) -> BatchResult:
         with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
             result = tune_batch(cli, folder, progress)
         best = result.best
-        layer = {
-            "model": {"optim": {"lr": result.lr, "betas": list(result.betas)}},
-            "data": {"batch_tokens": best.batch_tokens, "micro_batch_size": best.micro_batch_size},
-        }
+        layer = {**_layer(cli.config, result), **_ramp(cli.config, best)}
         header = (
             f"The batch with the least time to the same loss on this machine; {_critical(result)}.\n"
-            f"lr and betas are those of batch_tokens {result.now.batch_tokens} rescaled."
+            f"lr, betas and weight_decay are those of batch_tokens {result.now.batch_tokens} rescaled."
         )
         folder.finish(result.to_dict(), batch_figure(result), layer, header)
     _report(result, settings.dir)
@@ -184,7 +183,7 @@ def _report(result: BatchResult, folder: str) -> None:
     console.print(result.table())
     console.print(_critical(result))
     for branch in result.branches:
-        word = "recovers" if branch.recovers else "does not recover"
+        word = {True: "recovers", False: "does not recover", None: "cannot tell"}[branch.recovers]
         console.print(f"branch x {branch.factor}: {word} ({branch.difference:+.4f} nats per token)")
     if not result.critical.high <= 4 * result.critical.low:
         console.print("warning: the critical batch is hardly known; measure longer with a larger --tune.tokens")
@@ -204,6 +203,24 @@ def main(arguments: list[str]) -> int:
     """The verb `tune batch`."""
     run(arguments)
     return 0
+
+
+def _layer(config: Any, result: BatchResult) -> dict[str, Any]:
+    """The batch, and the optimizer's settings that go with it (weight decay: arXiv 2505.13738)."""
+    optim: dict[str, Any] = {"lr": result.lr, "betas": list(result.betas)}
+    decay, best = config.model.optim.weight_decay, result.best
+    if decay != "timescale":
+        optim["weight_decay"] = float(f"{decay * math.sqrt(best.batch_tokens / config.data.batch_tokens):.3g}")
+    data = {"batch_tokens": best.batch_tokens, "micro_batch_size": best.micro_batch_size}
+    return {"model": {"optim": optim}, "data": data}
+
+
+def _ramp(config: Any, best: Choice) -> dict[str, Any]:
+    return ramp_layer(config.batch_ramp.as_dict(), best.micro_step_tokens, best.batch_tokens)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _to_json(size: MicroBatch | None) -> dict[str, Any] | None:

@@ -2,8 +2,8 @@
 
 From one checkpoint the run goes on with 1, 2, 4 and 8 times the batch and a learning rate scaled by the root of it
 (beta2 keeps its half-life in tokens). All branches see the same samples in the same order, so their losses compare
-pairwise; a branch recovers when, over the last third, its loss is no higher than that of the unchanged batch, within
-what pairs scatter or 0.01 nats. Merrill et al. 2025, arXiv 2505.23971.
+pairwise over the last third: a branch recovers when its loss is surely less than 0.01 nats above that of the unchanged
+batch, and does not when it is surely more (two standard errors). Merrill et al. 2025, arXiv 2505.23971.
 """
 
 import math
@@ -20,7 +20,7 @@ from gpt_lightning.tune.folder import TuneFolder
 from gpt_lightning.tune.stack_cli import TuneCLI
 
 FACTORS = (1, 2, 4, 8)
-LEAST_POINTS = 9  # of 8 batches each, so that the last third has three
+LEAST_POINTS = 18  # of 8 batches each, so that the last third has six
 TOLERANCE = 0.01  # nats per token
 
 
@@ -34,8 +34,12 @@ class Branch:
     standard_error: float
 
     @property
-    def recovers(self) -> bool:
-        return self.difference < max(2 * self.standard_error, TOLERANCE)
+    def recovers(self) -> bool | None:
+        """None where the difference is too uncertain to tell."""
+        margin = 2 * self.standard_error
+        if self.difference + margin < TOLERANCE:
+            return True
+        return False if not self.difference - margin < TOLERANCE else None
 
 
 class ScaleOptimizer(Callback):
@@ -58,11 +62,6 @@ def measure_branches(cli: TuneCLI, folder: TuneFolder, tokens: int) -> list[Bran
     """The trunk and its branches, each of `tokens` rounded up to whole batches of the largest factor."""
     batch_tokens = cli.config.data.batch_tokens
     trunk = trunk_tokens(tokens, batch_tokens)
-    if trunk < LEAST_POINTS * FACTORS[-1] * batch_tokens:
-        raise ValueError(
-            f"tune.tokens {tokens}: a branch needs {LEAST_POINTS} x {FACTORS[-1]} batches of {batch_tokens} tokens to "
-            f"compare; set --tune.tokens {LEAST_POINTS * FACTORS[-1] * batch_tokens} or more"
-        )
     checkpoint = Path(cli.settings.dir) / "trials" / "trunk.ckpt"
     missing = [factor for factor in FACTORS if f"branch {factor}" not in folder]
     if missing and not checkpoint.exists():
@@ -71,6 +70,16 @@ def measure_branches(cli: TuneCLI, folder: TuneFolder, tokens: int) -> list[Bran
     for factor in FACTORS:
         losses[factor] = folder.measured(f"branch {factor}", partial(train_branch, cli, factor, trunk, checkpoint))
     return compare_branches(losses)
+
+
+def check_length(tokens: int, batch_tokens: int) -> None:
+    """Raises ValueError for branches too short to compare."""
+    least = LEAST_POINTS * FACTORS[-1] * batch_tokens
+    if tokens < least:
+        raise ValueError(
+            f"tune.tokens {tokens}: a branch needs {LEAST_POINTS} x {FACTORS[-1]} batches of {batch_tokens} tokens to "
+            f"compare; set --tune.tokens {least} or more"
+        )
 
 
 def trunk_tokens(tokens: int, batch_tokens: int) -> int:
@@ -87,7 +96,10 @@ def train_trunk(cli: TuneCLI, tokens: int, checkpoint: Path) -> None:
 
 
 def train_branch(cli: TuneCLI, factor: int, tokens: int, checkpoint: Path) -> list[float]:
-    """The losses of a branch as long as the trunk's `tokens`, one for every 8 batches of the unchanged size."""
+    """The losses of a branch as long as the trunk's `tokens`, one for every 8 batches of the unchanged size.
+
+    One that diverges ends early.
+    """
     options = {**_options(2 * tokens), "data.batch_tokens": factor * cli.config.data.batch_tokens}
     done = cli.train(options, callbacks=[ScaleOptimizer(factor)], checkpoint=checkpoint)
     per_point = FACTORS[-1] // factor
@@ -98,6 +110,9 @@ def compare_branches(losses: dict[int, list[float]]) -> list[Branch]:
     """Each branch against factor 1, pair by pair over the last third of the points."""
     branches = []
     for factor, values in losses.items():
+        if len(values) < len(losses[1]) or not np.isfinite(values).all():
+            branches.append(Branch(factor, values, math.inf, 0.0))
+            continue
         difference = np.array(values) - np.array(losses[1])
         last = difference[-max(len(difference) // 3, 1) :]
         error = float(last.std(ddof=1) / math.sqrt(len(last))) if len(last) > 1 else math.inf

@@ -91,7 +91,7 @@ class TuneFolder:
 
     def _check(self, if_exists: IfExists) -> None:
         file = self.path / "settings.json"
-        if not file.is_file() and self.path.is_dir() and any(path.name != ".lock" for path in self.path.iterdir()):
+        if not file.is_file() and self.path.is_dir() and any(path.name[0] != "." for path in self.path.iterdir()):
             raise ValueError(f"{self.path} exists and holds no tuning results; choose another --tune.dir")
         if not file.is_file() or if_exists == "overwrite":
             return
@@ -105,7 +105,7 @@ class TuneFolder:
             )
 
     def _clear(self) -> None:
-        for name in CONTENTS:
+        for name in reversed(CONTENTS):  # settings.json, which says whose the rest is, last
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)

@@ -1,8 +1,9 @@
 """The verb `tune lr`: a range test finds where training diverges, short whole runs below that find the best.
 
 The search finds the learning rate, with a 90% interval, at which a trial of `--tune.tokens` ends lowest. Longer runs
-want smaller ones: the answer is that learning rate x (max_tokens / tokens) ^ -0.32 (Bjorck et al. 2024, arXiv
-2409.19913). Settings that differ by role (muP, lr_ratios) keep their ratios: one multiplier moves them all.
+want smaller ones: the answer is that learning rate x (max_tokens / tokens) ^ -0.32, a rule of thumb for AdamW (Bjorck
+et al. 2024, arXiv 2409.19913) whose error the interval does not hold; longer trials lean on it less. Settings that
+differ by role (muP, lr_ratios) keep their ratios: one multiplier moves them all.
 """
 
 import math
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gpt_lightning.gpt_cli import say
 from gpt_lightning.report.figures_lr import learning_rate_figure
 from gpt_lightning.tune.folder import IfExists, TuneFolder
 from gpt_lightning.tune.range_test import RaiseLearningRate, RangeTest
@@ -30,7 +32,7 @@ class LearningRateConfig:
     """Find the best learning rate of a stack: a range test, then short whole runs around what it finds."""
 
     tokens: int | None = None
-    """Length of the longest trials, in tokens; when not given a twentieth of max_tokens, or 50 steps if that is more.
+    """Length of the longest trials, in tokens; when not given a fortieth of max_tokens, or 50 steps if that is more.
     The search costs 12 to 15 times as much."""
     seeds: int = 2
     """Seeds of the range test and of the last round."""
@@ -74,11 +76,6 @@ class LearningRateResult:
         """For the run; to two digits, more are not known."""
         return float(f"{self.found.minimum.lr * self.horizon_factor:.1e}")
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """90%, for the run, as far as the trials' noise goes."""
-        return self.found.minimum.low * self.horizon_factor, self.found.minimum.high * self.horizon_factor
-
     def table(self) -> Table:
         """One row per learning rate, one column per round."""
         table = Table(title="final validation loss (nats/token)", title_justify="left", title_style="bold")
@@ -104,8 +101,8 @@ class LearningRateResult:
         ]
         return {
             "lr": self.lr,
-            "lr_90": list(self.interval),
             "lr_of_trials": self.found.minimum.lr,
+            "lr_of_trials_90": [self.found.minimum.low, self.found.minimum.high],
             "horizon_factor": self.horizon_factor,
             "lr_before": self.lr_before,
             "at_edge": bool(self.found.edge),
@@ -133,6 +130,7 @@ class Trials:
             n_steps = max(self.tokens // 2 // config.data.batch_tokens, LEAST_STEPS)
             ramp = RaiseLearningRate(config.model.optim.lr, n_steps)
             options = {"model.schedule.name": "constant", "model.schedule.warmup_tokens": 0}
+            options["batch_ramp.ramp_tokens"] = 0
             options["max_tokens"] = (n_steps + 1) * config.data.batch_tokens  # the ramp ends it
             self.cli.train(options, seed, callbacks=[ramp])
             return {**asdict(ramp.result()), "tokens": len(ramp.losses) * config.data.batch_tokens}
@@ -163,12 +161,14 @@ def tune_learning_rate(cli: TuneCLI, folder: TuneFolder, progress: Progress) -> 
     """Run or resume the search of `cli` in `folder`. Raises ValueError for trials too short to tell anything."""
     settings, config = cli.settings, cli.config
     batch_tokens = config.data.batch_tokens
-    tokens = settings.tokens or max(config.max_tokens // 20, DEFAULT_STEPS * batch_tokens)
+    tokens = settings.tokens or max(config.max_tokens // 40, DEFAULT_STEPS * batch_tokens)
     if tokens < LEAST_STEPS * batch_tokens:
         raise ValueError(
             f"tune.tokens {tokens}: a trial needs at least {LEAST_STEPS} steps of {batch_tokens} tokens; "
             f"set --tune.tokens {LEAST_STEPS * batch_tokens} or more"
         )
+    share = COST * tokens / config.max_tokens
+    say(f"trials of up to {tokens:,} tokens, about {COST * tokens:,} in all: {share:.0%} of the run itself")
     trials = Trials(cli, folder, progress, tokens)
     tests = [trials.range_test(seed) for seed in range(settings.seeds)]
     upper = math.exp(sum(math.log(test.upper) for test in tests) / len(tests))  # the geometric mean
@@ -185,8 +185,7 @@ def run(args: list[str]) -> LearningRateResult:
     with TuneFolder(settings.dir, cli.question(), settings.if_exists) as folder:
         with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
             result = tune_learning_rate(cli, folder, progress)
-        interval = "90% interval {:.1e} to {:.1e}".format(*result.interval)
-        header = f"The best learning rate for {result.max_tokens:,} tokens, {interval}.\n{_horizon(result)}"
+        header = f"The best learning rate for a run of {result.max_tokens:,} tokens.\n{_horizon(result)}"
         figure = learning_rate_figure(result.range_tests, result.found, result.lr_before, result.lr)
         folder.finish(result.to_dict(), figure, {"model": {"optim": {"lr": result.lr}}}, header)
     console = Console(highlight=False, soft_wrap=True)
@@ -196,7 +195,7 @@ def run(args: list[str]) -> LearningRateResult:
     if result.found.edge:
         side = "smallest" if result.found.edge < 0 else "largest"
         console.print(f"warning: the best learning rate is the {side} that was tried; the true one may lie beyond")
-    console.print(f"recommendation: lr {result.lr:.1e} ({interval}); add --config {settings.dir}/tuned.yaml")
+    console.print(f"recommendation: lr {result.lr:.1e}; add --config {settings.dir}/tuned.yaml")
     return result
 
 
@@ -207,10 +206,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _horizon(result: LearningRateResult) -> str:
-    best, factor = result.found.minimum.lr, result.horizon_factor
+    best, factor = result.found.minimum, result.horizon_factor
     return (
-        f"{best:.1e} is best for trials of {result.trial_tokens:,} tokens; for {result.max_tokens:,} it is taken x "
-        f"{factor:.2f} (tokens ^ {HORIZON_EXPONENT}, arXiv 2409.19913)"
+        f"{best.lr:.1e} (90% interval {best.low:.1e} to {best.high:.1e}) is best for {result.trial_tokens:,} tokens; "
+        f"for {result.max_tokens:,} it is taken x {factor:.2f}, a rule of thumb (tokens ^ {HORIZON_EXPONENT})"
     )
 
 

@@ -68,7 +68,7 @@ def measure_micro_batch(cli: TuneCLI, micro_batch_size: int) -> MicroBatch | Non
         return None
     plain = min(times.plain)  # of several the least: whatever else runs on the machine only adds
     update = max(min(times.updating) - plain, 0.0)
-    return MicroBatch(micro_batch_size, plain, update, peak_bytes())
+    return MicroBatch(micro_batch_size, plain, update, peak_bytes(cli.model.device))
 
 
 def measure_micro_batches(measure: Callable[[int], MicroBatch | None], limit: int | None = None) -> list[MicroBatch]:
@@ -85,7 +85,7 @@ def measure_micro_batches(measure: Callable[[int], MicroBatch | None], limit: in
         found.append(done)
         rates = [one.micro_batch_size / one.micro_step_seconds for one in found]
         flat = len(rates) > 2 and max(rates[-2:]) < 1.02 * max(rates[:-2])
-        if (flat and limit is not None) or (limit is not None and 2 * done.peak_bytes > limit):
+        if limit is not None and (flat or 2 * done.peak_bytes > limit):
             break
         size *= 2
     if not found:
@@ -99,16 +99,16 @@ def knee(sizes: list[MicroBatch]) -> MicroBatch:
     return next(one for one in sizes if one.micro_batch_size / one.micro_step_seconds >= KNEE * best)
 
 
-def peak_bytes() -> int:
-    """Of the GPU since the last reset; on a CPU of this process since its start."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_bytes(device: torch.device) -> int:
+    """Of a GPU since the last reset; on a CPU of this process since its start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def memory_limit() -> int | None:
+def memory_limit(accelerator: str) -> int | None:
     """Bytes of main memory that a CPU run may use; None on a GPU, whose memory tells by itself when it ends."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and accelerator != "cpu":
         return None
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():

@@ -21,6 +21,7 @@ Objective = Callable[[float, int, int], float]  # lr, tokens, seed -> final loss
 
 GRID = 2.0  # factor between neighbours
 ROUNDS = ((0.25, 7), (0.5, 4), (1.0, 4))  # share of the tokens, learning rates
+SHARPEST = 0.25  # octaves to either side of the minimum: the curve is not a quadratic, its minimum not known better
 WIDENED_BY = (3, 1, 1)  # learning rates that a round adds when its best one is at the edge
 
 
@@ -108,7 +109,7 @@ def fit_minimum(losses: dict[float, list[float]]) -> Minimum:
     """The minimum of a least-squares quadratic over the best learning rate and its neighbours up to a factor of 4."""
     finite = {lr: values for lr, values in losses.items() if math.isfinite(_mean(values))}
     if not finite:
-        raise ValueError("every trial diverged; give a smaller learning rate to start from (--model.optim.lr)")
+        raise ValueError("the loss of every trial stopped being finite; look at the data and the model's settings")
     best = min(finite, key=lambda lr: _mean(finite[lr]))
     near = {lr: values for lr, values in finite.items() if abs(math.log2(lr / best)) <= 2.01}
     neighbours = Minimum(best, best / GRID, best * GRID, None)
@@ -121,7 +122,11 @@ def fit_minimum(losses: dict[float, list[float]]) -> Minimum:
     where = _vertex(coefficients[None], low_edge, high_edge)[0]
     if coefficients[0] <= 0:
         return neighbours
-    low, high = np.quantile(_vertex(draws, low_edge, high_edge), [0.05, 0.95])
+    if len(draws):
+        low, high = np.quantile(_vertex(draws, low_edge, high_edge), [0.05, 0.95])
+    else:
+        low, high = where - math.log2(GRID), where + math.log2(GRID)
+    low, high = min(low, where - SHARPEST), max(high, where + SHARPEST)
     where = min(max(where, x[0] - center), x[-1] - center)
     a, b, c = coefficients
     in_log_lr = (float(a), float(b - 2 * a * center), float(a * center**2 - b * center + c))
@@ -132,22 +137,26 @@ def fit_minimum(losses: dict[float, list[float]]) -> Minimum:
 def _quadratic(x: np.ndarray, y: np.ndarray, n_draws: int = 4000) -> tuple[np.ndarray, np.ndarray]:
     """Least-squares coefficients (a, b, c) of y [lrs, seeds] in x [lrs], each seed with an offset of its own.
 
-    Also `n_draws` of them from their distribution (Student's t; one residual degree of freedom at least).
+    Also `n_draws` of them from their distribution (Student's t). The noise is the larger of two: what seeds scatter
+    about the mean curve, and what the mean curve misses of a quadratic. Real curves are steeper above the minimum than
+    below, which more seeds do not mend.
     """
     n_lrs, n_seeds = y.shape
     powers = np.stack([x**2, x, np.ones_like(x)], axis=1)
-    offsets = np.eye(n_seeds)[:, 1:] - 1 / n_seeds  # zero on average, so that c is the mean curve's
-    design = np.concatenate([np.repeat(powers, n_seeds, axis=0), np.tile(offsets, (n_lrs, 1))], axis=1)
-    solution, *_ = np.linalg.lstsq(design, y.reshape(-1), rcond=None)
-    residual = y.reshape(-1) - design @ solution
-    freedom = len(residual) - design.shape[1]
+    mean = y.mean(axis=1)
+    solution, *_ = np.linalg.lstsq(powers, mean, rcond=None)
+    scatter = y - mean[:, None] - (y.mean(axis=0) - y.mean())[None, :]  # without what a seed does to all
+    misfit = mean - powers @ solution
+    noises = [((scatter**2).sum(), (n_lrs - 1) * (n_seeds - 1)), (n_seeds * (misfit**2).sum(), n_lrs - 3)]
+    known = [(total / freedom, freedom) for total, freedom in noises if freedom > 0]
+    if not known:  # as many points as coefficients: nothing is known of the noise
+        return solution, np.zeros((0, 3))
+    variance, freedom = max(known)
     generator = np.random.default_rng(0)
-    if freedom < 1:  # as many points as coefficients: nothing is known of the noise
-        return solution[:3], np.repeat(solution[None, :3], n_draws, axis=0)
-    covariance = np.linalg.inv(design.T @ design)[:3, :3] * (residual @ residual) / freedom
+    covariance = np.linalg.inv(powers.T @ powers) * variance / n_seeds
     normal = generator.multivariate_normal(np.zeros(3), covariance, n_draws, method="svd")
     scale = np.sqrt(freedom / generator.chisquare(freedom, n_draws))
-    return solution[:3], solution[:3] + normal * scale[:, None]
+    return solution, solution + normal * scale[:, None]
 
 
 def _vertex(coefficients: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -26,6 +26,7 @@ GROUPS = {
     "model.schedule": ScheduleConfig,
     "data.prepare": PrepareConfig,
 }
+MAPPINGS = ("data.corpus", "model.optim.lr_ratios")  # values that are mappings themselves
 KEYS: dict[str, tuple[Any, Any]] = {
     "data.corpus": (str | dict[str, float], mixture.CORPUS),
     "data.context_length": (int, mixture.CONTEXT_LENGTH),
@@ -54,6 +55,7 @@ class Stack:
     batch_tokens: int
     max_tokens: int
     trainer: Mapping[str, Any]
+    batch_ramp: Mapping[str, Any]
     flags: frozenset[str]
     given: Mapping[str, Any]
 
@@ -69,18 +71,20 @@ def read_stack(arguments: Sequence[str], options: type, verb: str) -> tuple[Stac
         raise SystemExit(0)
     layers, flags = _split(arguments)
     merged: dict[str, Any] = {}
-    for layer in [_load(path) for path in layers] + [_nested(key, value) for key, value in flags.items()]:
-        _merge(merged, layer)
+    for path in layers:
+        _merge(merged, _load(path))
+    for key, value in flags.items():
+        _assign(merged, key, value)
     ours = _ours(merged, parser)
     try:
         parsed = parser.parse_object(ours)
     except (jsonargparse.ArgumentError, TypeError) as error:
         raise ValueError(str(error)) from error
     given = _flat({key: value for key, value in ours.items() if key != "tune"})
-    return _stack(parsed, merged.get("trainer") or {}, frozenset(flags), given), options(**parsed.tune.as_dict())
+    return _stack(parsed, merged, frozenset(flags), given), options(**parsed.tune.as_dict())
 
 
-def _stack(parsed: Any, trainer: Mapping[str, Any], flags: frozenset[str], given: Mapping[str, Any]) -> Stack:
+def _stack(parsed: Any, merged: Mapping[str, Any], flags: frozenset[str], given: Mapping[str, Any]) -> Stack:
     settings = {name: group(**parsed[name].as_dict()) for name, group in GROUPS.items()}  # each checks itself
     data = parsed.data
     counts = {key: data[key] for key in ("context_length", "micro_batch_size", "batch_tokens")}
@@ -96,7 +100,8 @@ def _stack(parsed: Any, trainer: Mapping[str, Any], flags: frozenset[str], given
         micro_batch_size=data.micro_batch_size,
         batch_tokens=data.batch_tokens,
         max_tokens=parsed.max_tokens,
-        trainer=trainer,
+        trainer=merged.get("trainer") or {},
+        batch_ramp=merged.get("batch_ramp") or {},
         flags=flags,
         given=given,
     )
@@ -158,24 +163,30 @@ def _yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not YAML: {error}") from error
 
 
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    for name in reversed(key.split(".")):
-        value = {name: value}
-    return value
-
-
-def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+def _merge(into: dict[str, Any], layer: Mapping[str, Any], prefix: str = "") -> None:
+    """Lay a layer over others; a mapping that is one value, as that of corpora to weights, replaces what was there."""
     for key, value in layer.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+        inner = isinstance(value, dict) and isinstance(into.get(key), dict) and prefix + key not in MAPPINGS
+        if inner:
+            _merge(into[key], value, f"{prefix}{key}.")
         else:
             into[key] = value
+
+
+def _assign(into: dict[str, Any], key: str, value: Any) -> None:
+    """Set a flag's value; `lr_ratios.hidden` sets one entry of a mapping, `lr_ratios` all of it."""
+    *parents, last = key.split(".")
+    for name in parents:
+        if not isinstance(into.get(name), dict):
+            into[name] = {}
+        into = into[name]
+    into[last] = value
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        inner = isinstance(value, dict) and prefix + key != "data.corpus"
+        inner = isinstance(value, dict) and prefix + key not in MAPPINGS
         flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
     return flat
 
@@ -183,11 +194,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _ours(merged: Mapping[str, Any], parser: jsonargparse.ArgumentParser) -> dict[str, Any]:
     """The keys that are read here. Raises ValueError for one that looks like a misspelling of them."""
     known = {action.dest for action in parser._actions} - {"help"}
-    mappings = tuple(f"{key}." for key in known if key not in (*GROUPS, "tune"))  # of lr_ratios the keys are values
     ours: dict[str, Any] = {}
     for key, value in _flat(merged).items():
-        if key in known or key.startswith(mappings):
-            _merge(ours, _nested(key, value))
+        if key in known:
+            _assign(ours, key, value)
         else:
             _check_spelling(key, known)
     return ours

@@ -1,10 +1,14 @@
 """The stack of `fit` plus a tuning verb's own options, and trials: short runs of that stack with some settings changed.
 
 A trial is a run like any other, with the same data, schedule shape, clipping and precision, but on one device, without
-logger, samples and checkpoints, and it writes nothing. Its warm-up and decay are shortened as its horizon is, so that
-every trial has a whole schedule: stopping a long run early would favour small learning rates.
+logger, samples and checkpoints, and it writes nothing. Its warm-up, decay and batch ramp are shortened as its horizon
+is, so that every trial has a whole schedule: stopping a long run early would favour small learning rates.
 """
 
+import gc
+import platform
+import signal
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,13 +17,23 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gpt_lightning.callbacks.horizon import TokenHorizon
+from gpt_lightning.callbacks.metrics import MAX_SKIPPED_STEPS
+from gpt_lightning.data.mixture import as_mixture, open_mixture
+from gpt_lightning.data.prepare import PrepareConfig
 from gpt_lightning.gpt_cli import GPTCLI
 from gpt_lightning.run_dir import RunDir
 from gpt_lightning.train import quiet
 
+WITHOUT_EFFECT = (  # on trials: of the stack, and of its trainer
+    *("samples", "val_interval_tokens", "gradient_noise"),
+    *("logger", "log_every_n_steps", "enable_progress_bar"),
+)
+WRITERS = (Checkpoint, LearningRateMonitor)
 NOT_PART_OF_A_STACK = ("tune", "run_dir", "if_exists", "ckpt_path")
 TRAINER = {"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False, "enable_checkpointing": False}
 
@@ -73,11 +87,20 @@ class TuneCLI(GPTCLI):
 
     def question(self) -> dict[str, Any]:
         """What decides the verb's result, for TuneFolder: the stack and the options, but not where results go."""
+        stack = yaml.safe_load(self.stack)
+        for key in WITHOUT_EFFECT:
+            stack.pop(key, None)
+        stack["trainer"] = {key: value for key, value in stack["trainer"].items() if key not in WITHOUT_EFFECT}
+        data = self.config.data
+        corpora = open_mixture(as_mixture(data.corpus), PrepareConfig(**data.prepare.as_dict()), data.corpora_dir)
+        machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
         options = {key: value for key, value in asdict(self.settings).items() if key not in ("dir", "if_exists")}
-        return {"stack": yaml.safe_load(self.stack), **options}
+        return {"stack": stack, **options, "corpora": [c.fingerprint for c in corpora], "machine": machine}
 
     def build(self, options: Mapping[str, Any], seed: int, callbacks: Sequence[Callback] = ()) -> None:
         """Make `trainer`, `model` and `datamodule` of the stack with `options`, by dotted name, laid over it."""
+        self.trainer = self.model = self.datamodule = None  # type: ignore[assignment]
+        gc.collect()  # Lightning's objects refer to each other in circles: without this, old models pile up
         parsed = self.config
         seed_everything((parsed.seed_everything or 0) + seed, verbose=False)
         self.config = config = parsed.clone()
@@ -89,6 +112,8 @@ class TuneCLI(GPTCLI):
         schedule = config.model.schedule
         schedule.warmup_tokens = round(schedule.warmup_tokens * share)
         schedule.decay_tokens = schedule.decay_tokens and max(round(schedule.decay_tokens * share), 1)
+        config.batch_ramp.ramp_tokens = round(config.batch_ramp.ramp_tokens * share)
+        config.gradient_noise.interval_steps = 0
         for name, value in options.items():
             config[name] = value
         config.model.max_tokens = config.max_tokens
@@ -98,6 +123,9 @@ class TuneCLI(GPTCLI):
             super().instantiate_classes()
         finally:
             self.config = parsed
+
+    def _user_callbacks(self) -> list[Callback]:
+        return [callback for callback in super()._user_callbacks() if not isinstance(callback, WRITERS)]
 
     def _callbacks(self) -> list[Callback]:
         return [*self._extra, TokenHorizon()]
@@ -121,10 +149,20 @@ class TuneCLI(GPTCLI):
             self.trainer.limit_val_batches = -(-val_tokens // (data.micro_batch_size * data.context_length))
             if self.trainer.progress_bar_callback is not None:
                 self.trainer.progress_bar_callback.disable()
-            self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
+            try:
+                self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
+            except SystemExit as stop:  # Lightning's way out of a signal, with code 0 or 1
+                raise stopped(stop) from None
         scores = self.trainer.callback_metrics
         val_loss = float("inf") if curve.diverged else float(scores.get("val/loss", float("nan")))
         return Trial(curve.losses, val_loss, self.model.tokens_seen)
+
+
+def stopped(stop: SystemExit) -> SystemExit:
+    """The exit of a verb that was stopped by a signal, after a line that says how to go on."""
+    number = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
+    print(f"stopped by {number.name}; the same command goes on where it was", file=sys.stderr)
+    return SystemExit(128 + number)
 
 
 class LossCurve(Callback):
@@ -143,5 +181,5 @@ class LossCurve(Callback):
             loss, self._sum = float(self._sum), 0.0
             self.losses.append(loss)
             skipped = getattr(pl_module, "skipped_steps", None)
-            if not loss < float("inf") or (skipped is not None and skipped.item() > 2):
+            if not loss < float("inf") or (skipped is not None and skipped.item() >= MAX_SKIPPED_STEPS):
                 self.diverged = trainer.should_stop = True

@@ -20,7 +20,7 @@ from gpt_lightning.data.shards import Split
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.flops import flops_per_token
 from gpt_lightning.report.figures_tuning import law_figure
-from gpt_lightning.tune.advice import Run, advise, passes, short
+from gpt_lightning.tune.advice import Run, advise, passes, ramp_layer, short
 from gpt_lightning.tune.folder import IfExists, TuneFolder
 from gpt_lightning.tune.stack import Stack, n_devices, read_stack
 
@@ -31,8 +31,8 @@ class SuggestOptions:
 
     dir: str = "runs/suggest"
     """Folder of the results."""
-    if_exists: IfExists = "resume"
-    """What to do when dir holds results already: resume, or overwrite."""
+    if_exists: IfExists = "overwrite"
+    """What to do when dir holds results already: overwrite, or resume, which refuses those of another question."""
     hours: float | None = None
     """Budget in hours of this machine, instead of max_tokens."""
     flops: float | None = None
@@ -168,7 +168,9 @@ def _tuned(stack: Stack, recommended: Mapping[str, Any], source: str) -> dict[st
     if recommended["micro_batch_size"] != stack.micro_batch_size:
         data["micro_batch_size"] = recommended["micro_batch_size"]
     horizon = {} if source == "max_tokens" else {"max_tokens": recommended["max_tokens"]}
-    return {**horizon, "model": {"optim": optim}, "data": data}
+    micro_step_tokens = recommended["micro_batch_size"] * stack.gpt.context_length * n_devices(stack.trainer)
+    ramp = ramp_layer(stack.batch_ramp, micro_step_tokens, recommended["batch_tokens"])
+    return {**horizon, "model": {"optim": optim}, "data": data, **ramp}
 
 
 def _header(values: Mapping[str, Any]) -> str:

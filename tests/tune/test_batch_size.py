@@ -53,10 +53,18 @@ def test_without_an_update_to_pay_for_the_smallest_batch_near_the_present_one_is
 def test_branches_compare_pairwise_and_recover_within_their_scatter():
     losses = {1: [5.0, 4.0, 3.0, 2.9, 2.8, 2.7, 2.6, 2.5, 2.4]}
     losses[2] = [loss + 0.005 for loss in losses[1]]
+    losses[4] = [loss + 0.03 * (-1) ** i for i, loss in enumerate(losses[1])]
     losses[8] = [loss + 0.2 for loss in losses[1]]
-    one, two, eight = compare_branches(losses)
-    assert one.recovers and two.recovers and not eight.recovers
-    assert eight.difference == pytest.approx(0.2) and eight.standard_error < 1e-9
+    losses[16] = [5.0, math.nan]  # it diverged
+    found = {branch.factor: branch for branch in compare_branches(losses)}
+    assert {factor: branch.recovers for factor, branch in found.items()} == {
+        1: True,
+        2: True,
+        4: None,
+        8: False,
+        16: False,
+    }
+    assert found[8].difference == pytest.approx(0.2) and found[8].standard_error < 1e-9
     assert trunk_tokens(1000, 100) == 1600 and trunk_tokens(1600, 100) == 1600
 
 
@@ -69,7 +77,7 @@ def folder(tmp_path, monkeypatch):
 
 def tune(*options: str) -> int:
     flags = arguments({"data.corpus": "text.txt", "max_tokens": 100_000, "data.batch_tokens": 64})
-    return main(["tune", "batch", *flags, "--tune.tokens=4608", *options])
+    return main(["tune", "batch", *flags, "--tune.tokens=9216", *options])
 
 
 @pytest.mark.slow
@@ -81,7 +89,7 @@ def test_the_verb_writes_its_folder_resumes_and_its_layer_is_accepted_by_fit(fol
     assert printed.out.strip().splitlines()[-1].startswith("recommendation: batch_tokens ")
     result = json.loads((folder / "runs" / "batch" / "result.json").read_text())
     assert len(result["branches"]) == 4 and result["branches"][0]["difference"] == 0
-    assert all(len(branch["losses"]) == 9 for branch in result["branches"])
+    assert all(len(branch["losses"]) == 18 for branch in result["branches"])
     ratio = result["batch_tokens"] / 64
     assert result["lr"] == pytest.approx(0.01 * math.sqrt(ratio), rel=0.01)
     assert result["betas"] == pytest.approx([0.9, 0.95**ratio], abs=1e-6)

@@ -40,6 +40,23 @@ def test_another_question_is_refused_by_name_and_overwrite_starts_anew(tmp_path)
         assert "x" not in folder
 
 
+def test_a_kill_while_it_is_cleared_or_begun_leaves_a_folder_that_can_be_used(tmp_path, monkeypatch):
+    import shutil
+
+    with TuneFolder(tmp_path / "lr", {"a": 1}) as folder:
+        folder.measured("x", lambda: 1)
+        (folder.path / "trials").mkdir()
+    killed = lambda path: (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        TuneFolder(tmp_path / "lr", {"a": 2}, "overwrite")
+    monkeypatch.undo()
+    TuneFolder(tmp_path / "lr", {"a": 2}, "overwrite").close()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / ".settings.json.tmp").write_text("{")
+    TuneFolder(tmp_path / "begun", {}).close()
+
+
 def test_of_a_nested_stack_only_what_differs_is_named(tmp_path):
     TuneFolder(tmp_path / "lr", {"stack": {"model": {"lr": 1, "wd": 2}}}).close()
     with pytest.raises(ValueError, match=r"results for stack.model.lr 1 \(now 3\); add"):

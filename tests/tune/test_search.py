@@ -31,18 +31,27 @@ def test_a_planted_optimum_is_found_within_a_tenth_and_trials_stay_under_budget(
     assert sum(tokens for _, tokens, _ in calls) <= 14_500
 
 
-def test_the_interval_holds_the_optimum_nine_times_in_ten():
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+@pytest.mark.parametrize("steepness", [1.0, 1.5])
+def test_the_interval_holds_the_optimum_nine_times_in_ten(steepness, seeds):
+    """Also where the loss is steeper above the optimum than below, as it is in training."""
     held = 0
-    for i in range(200):
+    for i in range(100):
         random = np.random.default_rng(i)
         best = 2.0 ** random.uniform(-9.5, -8.5)
-        losses = {}
-        for lr in (2.0**-11, 2.0**-10, 2.0**-9, 2.0**-8, 2.0**-7):
+
+        def loss(lr: float, tokens: int, seed: int, best=best, random=random) -> float:
             x = math.log2(lr / best)
-            losses[lr] = [3 + 0.02 * x * x + 0.3 * seed + 0.01 * random.standard_normal() for seed in range(2)]
-        minimum = fit_minimum(losses)
+            return 3 + 0.02 * x * x * (steepness if x > 0 else 1) + 0.3 * seed + 0.01 * random.standard_normal()
+
+        minimum = search(loss, 2.0**-7, 1000, seeds).minimum
         held += minimum.low <= best <= minimum.high
-    assert 166 <= held <= 196  # 180 of 200 expected, three standard deviations
+    assert held >= 81  # 90 of 100 expected, three standard deviations below
+
+
+def test_three_points_and_one_seed_say_nothing_of_the_noise():
+    minimum = fit_minimum({2.0**i: [0.02 * i * i] for i in (-1, 0, 1)})
+    assert (minimum.low, minimum.high) == pytest.approx((0.5, 2.0))
 
 
 def test_more_noise_gives_a_wider_interval():
@@ -56,7 +65,8 @@ def test_more_noise_gives_a_wider_interval():
 def test_an_offset_of_a_seed_drops_out():
     losses = {2.0**i: [0.02 * i * i, 5 + 0.02 * i * i] for i in (-2, -1, 0, 1, 2)}
     minimum = fit_minimum(losses)
-    assert minimum.lr == pytest.approx(1.0, abs=1e-9) and math.log2(minimum.high / minimum.low) < 1e-6
+    assert minimum.lr == pytest.approx(1.0, abs=1e-9)
+    assert math.log2(minimum.high / minimum.low) == pytest.approx(0.5), "more than the least there is"
 
 
 def test_an_edge_widens_the_search_once_and_an_optimum_far_away_is_a_warning():
@@ -69,7 +79,7 @@ def test_an_edge_widens_the_search_once_and_an_optimum_far_away_is_a_warning():
 def test_a_trial_that_diverges_is_a_result():
     found = search(planted(4e-3, diverges_at=5e-3)[0], upper=3.2e-2, tokens=1000, seeds=2)
     assert found.minimum.lr <= 5e-3 and not math.isnan(found.minimum.lr)
-    with pytest.raises(ValueError, match="every trial diverged"):
+    with pytest.raises(ValueError, match="every trial stopped being finite"):
         search(planted(1e-3, diverges_at=0.0)[0], upper=1e-2, tokens=1000, seeds=1)
 
 
