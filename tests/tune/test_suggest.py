@@ -15,7 +15,8 @@ from gpt_lightning.data.duplication import duplication
 from gpt_lightning.data.mixture import MAX_TOKENS
 from gpt_lightning.data.shards import Shard, Split
 from gpt_lightning.tune import throughput
-from gpt_lightning.tune.suggest import suggest
+from gpt_lightning.tune.stack import read_stack
+from gpt_lightning.tune.suggest import SuggestOptions, suggest
 from tests.fixtures import TINY, environment, write_text
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -256,7 +257,7 @@ def test_the_corpus_reports_its_copies(folder):
 
 
 def test_the_same_question_resumes_and_another_is_refused(folder, capsys):
-    command = ["tune", "suggest", *flags({**TINY, **SMALL})]
+    command = ["tune", "suggest", *flags({**TINY, **SMALL}), "--tune.if_exists=resume"]
     assert cli.main(command) == cli.main(command) == 0
     before = (folder / "runs" / "suggest" / "result.json").read_bytes()
     assert cli.main([*command, "--max_tokens=2048"]) == 2
@@ -309,3 +310,25 @@ def test_every_config_is_read(folder):
     for path in sorted(CONFIGS.rglob("*.yaml")):
         name = str(path.relative_to(CONFIGS))
         assert ask(name, "debug.yaml", trainer__devices=1).recommendation["lr"] > 0, name
+
+
+def test_mappings_are_replaced_by_later_layers_as_fit_does(folder, tmp_path):
+    from gpt_lightning.gpt_cli import GPTCLI
+
+    (tmp_path / "one.yaml").write_text("model: {optim: {lr_ratios: {hidden: 2.0, vector: 3.0}}}\n")
+    (tmp_path / "two.yaml").write_text("model: {optim: {lr_ratios: {readout: 4.0}}}\n")
+    for extra in ([], ["--model.optim.lr_ratios.hidden=5"], ["--model.optim.lr_ratios={embedding: 6.0}"]):
+        args = [
+            f"--config={tmp_path / 'one.yaml'}",
+            f"--config={tmp_path / 'two.yaml'}",
+            *flags({**TINY, **SMALL}),
+            *extra,
+        ]
+        stack, _ = read_stack(args, SuggestOptions, "tune suggest")
+        fit = GPTCLI([*args, "--run_dir=run"]).config.model.optim.lr_ratios
+        assert dict(stack.optim.lr_ratios) == dict(fit), extra
+
+
+def test_a_flag_that_is_no_yaml_is_text(folder):
+    stack, _ = read_stack([*flags({**TINY, **SMALL}), "--data.prepare.glob=**/*.yaml"], SuggestOptions, "tune suggest")
+    assert stack.prepare.glob == "**/*.yaml"
