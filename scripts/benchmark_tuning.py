@@ -109,29 +109,28 @@ def lightning_suggestions(folder: Path, flags: list[str]) -> list[float]:
     return found
 
 
+def lr_row(folder: Path, width: int, optimizer: str) -> str:
+    """The sweep's best learning rate, and what tune lr and Lightning say, for one model and optimizer."""
+    name, flags = f"{optimizer}-{width}", stack(width, optimizer)
+    means = sweep(folder, name, flags, seeds=3)
+    best = min(means, key=lambda lr: means[lr])
+    options = [f"--tune.dir={folder / ('tune-' + name)}", f"--tune.tokens={round(0.4 * TOKENS)}"]
+    cli = TuneCLI([*flags, *options, "--tune.val_tokens=32768"], "tune lr", LearningRateConfig)
+    with TuneFolder(cli.settings.dir, cli.question()) as kept, Progress(disable=True) as progress:
+        found = tune_learning_rate(cli, kept, progress)
+    with TuneFolder(folder / ("lightning-" + name), {}) as kept:
+        theirs = kept.measured("suggestions", lambda: lightning_suggestions(folder / "lightning", flags))
+    cells = [f"{found.lr:.1e} ({found.lr / best:.2f} x, {found.tokens / (27 * TOKENS):.0%})"]
+    cells += [f"{lr:.1e} ({lr / best:.4f} x)" for lr in theirs]
+    return f"{name:14s}{best:8.1e}" + "".join(f"{cell:>24s}" for cell in cells)
+
+
 def benchmark_lr(folder: Path) -> None:
-    rows = []
-    for width in (64, 256):
-        for optimizer in ("adamw", "muon"):
-            name = f"{optimizer}-{width}"
-            flags = stack(width, optimizer)
-            means = sweep(folder, name, flags, seeds=3)
-            best = min(means, key=lambda lr: means[lr])
-            options = [f"--tune.dir={folder / ('tune-' + name)}", f"--tune.tokens={round(0.4 * TOKENS)}"]
-            cli = TuneCLI([*flags, *options, "--tune.val_tokens=32768"], "tune lr", LearningRateConfig)
-            with TuneFolder(cli.settings.dir, cli.question()) as kept, Progress(disable=True) as progress:
-                found = tune_learning_rate(cli, kept, progress)
-            with TuneFolder(folder / ("lightning-" + name), {}) as kept:
-                where = folder / "lightning"
-                theirs = kept.measured("suggestions", lambda f=flags, where=where: lightning_suggestions(where, f))
-            rows.append((name, best, found, *theirs))
+    rows = [lr_row(folder, width, optimizer) for width in (64, 256) for optimizer in ("adamw", "muon")]
     console.print("\nbest learning rate; in brackets over that of the sweep, and tokens over those of the sweep")
-    console.print("                 sweep             tune lr         Tuner.lr_find   LearningRateFinder")
-    for name, best, found, tuner, callback in rows:
-        share = found.tokens / (27 * TOKENS)
-        ours = f"{found.lr:.1e} ({found.lr / best:.2f} x, {share:.0%})"
-        theirs = [f"{lr:.1e} ({lr / best:.4f} x)" for lr in (tuner, callback)]
-        console.print(f"{name:14s}{best:8.1e}" + "".join(f"{cell:>24s}" for cell in (ours, *theirs)))
+    console.print("                 sweep                 tune lr           Tuner.lr_find      LearningRateFinder")
+    for row in rows:
+        console.print(row)
 
 
 def benchmark_width(folder: Path) -> None:
