@@ -5,8 +5,8 @@ import torch
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.parametrization import RoleNumbers, parametrization
-from gpt_lightning.optim.config import OptimConfig
-from gpt_lightning.optim.groups import parameter_groups
+from gpt_lightning.optim.config import OptimConfig, timescale_weight_decay
+from gpt_lightning.optim.groups import gradient_norm, parameter_groups
 from gpt_lightning.optim.optimizer import build_optimizer
 
 TINY = GPTConfig(vocab_size=11, context_length=8, n_layers=2, n_heads=2, d_model=8)
@@ -65,3 +65,32 @@ def test_impossible_settings_are_refused_by_name(options):
     (name,) = options
     with pytest.raises(ValueError, match=name):
         OptimConfig(**options)
+
+
+def test_a_ratio_of_8_to_1_is_what_weights_move_by():
+    parameters = {name: torch.nn.Parameter(torch.zeros(3, 3)) for name in ("h", "e")}
+    config = OptimConfig(lr=0.01, lr_ratios={"hidden": 8.0}, weight_decay=0.0)
+    roles = {"h": "hidden", "e": "embedding"}
+    optimizer = build_optimizer(parameters, roles, config, {"hidden": RoleNumbers(), "embedding": RoleNumbers()})
+    for group in optimizer.param_groups:
+        group["lr"] = 0.02  # as a scheduler, or Lightning's finder, sets it: the same for all
+    for parameter in parameters.values():
+        parameter.grad = torch.ones(3, 3)
+    optimizer.step()
+    assert parameters["e"].abs().mean().item() == pytest.approx(0.02, rel=1e-4)
+    assert parameters["h"].abs().mean().item() == pytest.approx(0.16, rel=1e-4)
+
+
+def test_the_clipped_norm_is_the_global_one_and_counts_roles_by_weight():
+    a, b = (torch.nn.Parameter(torch.zeros(4)) for _ in range(2))
+    a.grad, b.grad = torch.full((4,), 3.0), torch.full((4,), 4.0)
+    assert gradient_norm([{"params": [a]}, {"params": [b]}]).item() == pytest.approx(10.0)
+    weighed = gradient_norm([{"params": [a], "grad_weight": 4.0}, {"params": [b], "grad_weight": 1.0}])
+    assert weighed.item() == pytest.approx((4 * 36 + 64) ** 0.5)
+
+
+def test_the_timescale_rule_by_hand():
+    # tau = 1.084 x 20^-0.527 = 0.22354; B / (lr D tau) = 500,000 / (6e-4 x 2e9 x 0.22354) = 1.8639
+    assert timescale_weight_decay(6e-4, 500_000, 2e9, 1e8) == pytest.approx(1.8639, rel=1e-3)
+    with pytest.raises(ValueError, match="lr_ratios hidden -1"):
+        OptimConfig(lr_ratios={"hidden": -1.0})
