@@ -49,6 +49,15 @@ def test_the_interval_holds_the_optimum_nine_times_in_ten(steepness, seeds):
     assert held >= 81  # 90 of 100 expected, three standard deviations below
 
 
+def test_what_a_quadratic_misses_widens_the_interval_though_seeds_agree():
+    shapes = {"quadratic": lambda x: x * x, "steeper above": lambda x: x * x * (4 if x > 0 else 1)}
+    widths = {}
+    for name, shape in shapes.items():
+        minimum = fit_minimum({2.0**i: [0.02 * shape(i + 0.3) + s for s in range(3)] for i in (-2, -1, 0, 1)})
+        widths[name] = math.log2(minimum.high / minimum.low)
+    assert widths["steeper above"] > 2 * widths["quadratic"]
+
+
 def test_three_points_and_one_seed_say_nothing_of_the_noise():
     minimum = fit_minimum({2.0**i: [0.02 * i * i] for i in (-1, 0, 1)})
     assert (minimum.low, minimum.high) == pytest.approx((0.5, 2.0))
