@@ -99,7 +99,7 @@ class TuneCLI(GPTCLI):
 
     def build(self, options: Mapping[str, Any], seed: int, callbacks: Sequence[Callback] = ()) -> None:
         """Make `trainer`, `model` and `datamodule` of the stack with `options`, by dotted name, laid over it."""
-        self.trainer = self.model = self.datamodule = None  # type: ignore[assignment]
+        self.trainer = self.model = self.datamodule = self.config_init = None  # type: ignore[assignment]
         gc.collect()  # Lightning's objects refer to each other in circles: without this, old models pile up
         parsed = self.config
         seed_everything((parsed.seed_everything or 0) + seed, verbose=False)
