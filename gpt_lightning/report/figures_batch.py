@@ -19,7 +19,7 @@ def batch_figure(result: Any) -> Figure:
         _branches(axes[2], result)
     for one in axes:
         one.grid(alpha=0.25)
-        one.legend(frameon=False, fontsize="small")
+        one.legend(framealpha=0.9, edgecolor="white", fontsize="small")
     return figure
 
 

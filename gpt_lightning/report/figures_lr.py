@@ -39,5 +39,5 @@ def learning_rate_figure(range_tests: Sequence[Any], found: Any, lr_before: floa
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(framealpha=0.9, edgecolor="white", fontsize="small")
     return figure
