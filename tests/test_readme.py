@@ -19,6 +19,7 @@ TUNE = {  # a tuning verb's own options that make it small
     "tune batch": ["--tune.tokens=2048"],
     "tune verify": [],
 }
+TINY = ["--max_tokens=512", "--model.gpt.d_model=32", "--model.gpt.n_heads=2", "--model.schedule.warmup_tokens=256"]
 SMALL = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.num_nodes=1"]
 
 
@@ -35,7 +36,7 @@ def test_every_command_runs_in_the_order_it_is_read(tmp_path, monkeypatch, capsy
         verb, options = " ".join(words[:n_words]), words[n_words:]
         if verb in ("fit", "validate"):
             run_dir = options[options.index("--run_dir") + 1] if "--run_dir" in options else "runs/quickstart"
-            options += ["--config=configs/debug.yaml", "--data.prepare.tokenizer=bytes", *SMALL]
+            options += ["--config=configs/debug.yaml", "--data.prepare.tokenizer=bytes", *SMALL, *TINY]
             options += ["--model.compile=false"]  # the type checks of the tests do not compile
             options += ["--if_exists=overwrite", f"--run_dir={run_dir}"]
         if verb in TUNE:
