@@ -31,6 +31,7 @@ from gpt_lightning.data.batches import accumulation
 from gpt_lightning.data.datamodule import CorpusDataModule
 from gpt_lightning.data.mixture import MAX_TOKENS
 from gpt_lightning.data.prepare import PrepareConfig
+from gpt_lightning.model.flops import has_native_bf16
 from gpt_lightning.model.gpt import GPTConfig
 from gpt_lightning.model.loss import LossConfig
 from gpt_lightning.module import GPTModule
@@ -217,13 +218,13 @@ def supported_precision(precision: Any, accelerator: Any) -> tuple[Any, str]:
     """
     if precision not in ("bf16-mixed", "bf16", "bf16-true"):
         return precision, ""
-    if torch.cuda.is_available() and accelerator != "cpu":
-        native, where = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name()
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        names = ("avx512_bf16", "amx_bf16", "bf16")
-        native, where = any(capabilities.get(name) for name in names), "this processor"
-    return (precision, "") if native else ("32-true", f"{where} has no native bf16: training in float32 instead")
+    on_gpu = torch.cuda.is_available() and accelerator != "cpu"
+    where = torch.cuda.get_device_name() if on_gpu else "this processor"
+    return (
+        (precision, "")
+        if has_native_bf16("cuda" if on_gpu else "cpu")
+        else ("32-true", f"{where} has no native bf16: training in float32 instead")
+    )
 
 
 def _micro_step_tokens(data: Any, world_size: int = 1) -> int:

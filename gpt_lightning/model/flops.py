@@ -77,3 +77,13 @@ def peak_flops(device: "torch.device") -> float | None:
     name = torch.cuda.get_device_name(device)
     matches = [peak for key, peak in PEAK_FLOPS.items() if key in name]
     return matches[0] if matches else None
+
+
+def has_native_bf16(device_type: str) -> bool:
+    """Whether the GPU, or this processor, multiplies in bf16 rather than emulating it."""
+    import torch
+
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -82,26 +82,22 @@ class BatchResult:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; an infinite critical batch is null."""
-        finite = {k: _finite(v) for k, v in self.critical._asdict().items()}
+        """What result.json holds."""
         return {
             "batch_tokens": self.best.batch_tokens,
             "micro_batch_size": self.best.micro_batch_size,
             "accumulation": self.best.accumulation,
             "lr": self.lr,
             "betas": list(self.betas),
-            "critical_batch_tokens": finite["tokens"],
-            "critical_batch_tokens_90": [finite["low"], finite["high"]],
+            "critical_batch_tokens": self.critical.tokens,
+            "critical_batch_tokens_90": [self.critical.low, self.critical.high],
             "now": asdict(self.now),
             "best": asdict(self.best),
             "micro_batches": [asdict(one) for one in self.sizes],
             "largest_micro_batch": self.sizes[-1].micro_batch_size,
             "knee_micro_batch": knee(self.sizes).micro_batch_size,
             "noise": [list(pair) for pair in self.noise],
-            "branches": [
-                {**asdict(branch), "difference": _finite(branch.difference), "recovers": branch.recovers}
-                for branch in self.branches
-            ],
+            "branches": [{**asdict(branch), "recovers": branch.recovers} for branch in self.branches],
         }
 
 
@@ -217,10 +213,6 @@ def _layer(config: Any, result: BatchResult) -> dict[str, Any]:
 
 def _ramp(config: Any, best: Choice) -> dict[str, Any]:
     return ramp_layer(config.batch_ramp.as_dict(), best.micro_step_tokens, best.batch_tokens)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _to_json(size: MicroBatch | None) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ are refused by name.
 
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -69,10 +70,11 @@ class TuneFolder:
     def finish(self, result: Mapping[str, Any], figure: "Figure", tuned: Mapping[str, Any], header: str) -> None:
         """Write result.json, figure.png and tuned.yaml, each whole or not at all; tuned.yaml, the answer, last.
 
-        result.json also holds the answer, by dotted names, as `tuned`.
+        result.json also holds the answer, by dotted names, as `tuned`; infinite numbers are null there.
         tuned: nested keys of the stack, only those that the verb decided. header: comment lines, without the #.
         """
-        _write(self.path / "result.json", json.dumps({**result, "tuned": flatten(tuned)}, indent=2) + "\n")
+        values = _json({**result, "tuned": flatten(tuned)})
+        _write(self.path / "result.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
         figure.savefig(self.path / ".figure.tmp.png", dpi=120)
         os.replace(self.path / ".figure.tmp.png", self.path / "figure.png")
         comment = "".join(f"# {line}\n" for line in header.splitlines())
@@ -130,6 +132,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def _json(value: Any) -> Any:
+    """The same, with null for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, text: str) -> None:

@@ -91,11 +91,11 @@ class LearningRateResult:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; an infinite loss, that of a trial that diverged, is null."""
+        """What result.json holds; the loss of a trial that diverged is infinite."""
         rounds = [
             {
                 "tokens": done.tokens,
-                "losses": {str(lr): [v if math.isfinite(v) else None for v in vs] for lr, vs in done.losses.items()},
+                "losses": {str(lr): losses for lr, losses in done.losses.items()},
             }
             for done in self.found.rounds
         ]

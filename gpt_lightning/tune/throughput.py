@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch.nn import functional as F
 
-from gpt_lightning.model.flops import flops_per_token
+from gpt_lightning.model.flops import flops_per_token, has_native_bf16
 from gpt_lightning.model.gpt import GPT, GPTConfig
 
 SECONDS = 0.2
@@ -27,7 +27,7 @@ def estimate_tokens_per_second(config: GPTConfig, precision: str) -> float:
     with device, torch.random.fork_rng(devices=[]):
         model = GPT(small)
         tokens = torch.randint(small.vocab_size, (_n_rows(small), small.context_length + 1))
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled="bf16" in precision and _native_bf16(device))
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled="bf16" in precision and has_native_bf16(device.type))
     n_tokens, started = 0, 0.0
     while n_tokens == 0 or time.perf_counter() - started < SECONDS:
         with autocast:
@@ -53,10 +53,3 @@ def _small(config: GPTConfig) -> GPTConfig:
 
 def _n_rows(config: GPTConfig) -> int:
     return min(max(int(STEP_FLOPS / (flops_per_token(config) * config.context_length)), 1), 8)
-
-
-def _native_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

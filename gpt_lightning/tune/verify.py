@@ -9,7 +9,6 @@ corpus and takes a few seconds. Exit code 1 when a check fails.
 import hashlib
 import importlib
 import inspect
-import math
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -72,7 +71,7 @@ def main(arguments: list[str]) -> int:
         lines = slopes(result.over_widths), slopes(result.over_depths)
         figure = coordinate_check(result.over_widths, result.over_depths, lines, title)
         numbers = {"passed": result.passed, "parametrization": gpt.parametrization, **asdict(result)}
-        folder.finish(_json(numbers), figure, tuned_layer(gpt, result.passed), f"gpt-lightning tune verify\n{advice}")
+        folder.finish(numbers, figure, tuned_layer(gpt, result.passed), f"gpt-lightning tune verify\n{advice}")
     print(advice)
     return 0 if result.passed else 1
 
@@ -160,12 +159,3 @@ def print_result(result: VerifyResult) -> None:
         number = f"{check.measured:.1e}" if is_loss else f"{check.measured:+.2f}"
         table.add_row(check.name, number, check.expected, words[check.passed])
     Console().print(table)
-
-
-def _json(value: Any) -> Any:
-    """The same, with null for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
