@@ -3,6 +3,7 @@
 The counts need no model, so that a 175B row costs nothing to price.
 """
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,19 @@ if TYPE_CHECKING:
     import torch
 
 # Dense bf16 FLOP/s per device, from the vendors' data sheets; the figures for sparse matrices are twice these.
+# The first row whose words all stand in the device's name is its row, so longer names come before their parts.
 PEAK_FLOPS = {
+    "GB200": 2.5e15,
     "B200": 2.25e15,
+    "GH200": 9.89e14,
+    "H200 NVL": 8.35e14,
     "H200": 9.89e14,
     "H100 NVL": 8.35e14,
     "H100 PCIe": 7.56e14,
     "H100": 9.89e14,
     "A100": 3.12e14,
     "L40S": 3.62e14,
+    "L40": 1.81e14,
     "L4": 1.21e14,
     "A10G": 7.0e13,
     "RTX 4090": 1.65e14,
@@ -74,9 +80,13 @@ def peak_flops(device: "torch.device") -> float | None:
         return None
     import torch
 
-    name = torch.cuda.get_device_name(device)
-    matches = [peak for key, peak in PEAK_FLOPS.items() if key in name]
-    return matches[0] if matches else None
+    return peak_flops_of(torch.cuda.get_device_name(device))
+
+
+def peak_flops_of(name: str) -> float | None:
+    """The same by the name that the driver gives, such as "NVIDIA H100 80GB HBM3": whole words count, not parts."""
+    words = set(re.split(r"[^A-Za-z0-9]+", name))
+    return next((peak for key, peak in PEAK_FLOPS.items() if words.issuperset(key.split())), None)
 
 
 def has_native_bf16(device_type: str) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt_lightning.model.flops import count_parameters, flops_per_token
+from gpt_lightning.model.flops import count_parameters, flops_per_token, peak_flops_of
 from gpt_lightning.model.gpt import GPT, GPTConfig
 
 CONFIGS = [
@@ -52,3 +52,25 @@ def test_flops_are_those_that_torch_counts_and_the_pairs_inside_the_masks(config
     # Per pair and per direction 2 products of d_model multiplications and additions; backward is two more directions.
     attention = 3 * 2 * 2 * config.d_model * pairs
     assert flops_per_token(config) == pytest.approx((products + attention) / T, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 9.89e14),
+        ("NVIDIA H100 PCIe", 7.56e14),
+        ("NVIDIA H100 NVL", 8.35e14),
+        ("NVIDIA H200", 9.89e14),
+        ("NVIDIA H200 NVL", 8.35e14),
+        ("NVIDIA GB200", 2.5e15),
+        ("NVIDIA B200", 2.25e15),
+        ("NVIDIA A100-SXM4-80GB", 3.12e14),
+        ("NVIDIA L40", 1.81e14),
+        ("NVIDIA L40S", 3.62e14),
+        ("NVIDIA L4", 1.21e14),
+        ("NVIDIA GeForce RTX 4090", 1.65e14),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_a_gpu_has_the_peak_of_its_own_data_sheet_not_of_one_whose_name_is_part_of_its(name, peak):
+    assert peak_flops_of(name) == peak
