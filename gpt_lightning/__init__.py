@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpt_lightning.generator import TextGenerator
+    from gpt_lightning.serve.text import TextGenerator
 
 
 def run(
@@ -29,9 +29,9 @@ def run(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, in Jupyter without ipywidgets
         if verb == "fit":
-            from gpt_lightning import train
+            from gpt_lightning.training import fit
 
-            return train.run(arguments)
+            return fit.run(arguments)
         return _tune(verb, arguments, (options or {}).get("tune.dir", f"runs/{verb.split()[-1]}"))
 
 
@@ -47,6 +47,6 @@ def _tune(verb: str, arguments: list[str], folder: str) -> dict[str, Any]:
 
 def load(path: str | Path) -> "TextGenerator":
     """A trained model that writes text, from a run folder, a checkpoint or a Hugging Face folder."""
-    from gpt_lightning import generator
+    from gpt_lightning.serve import text
 
-    return generator.load(path)
+    return text.load(path)

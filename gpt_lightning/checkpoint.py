@@ -4,7 +4,7 @@ A checkpoint is written to a temporary file in its own folder, flushed to the di
 kill at any moment leaves the old or the new one. Beside it, `NAME.sha256` holds the digests of the new and of the
 previous file, written before the rename, so that whichever of the two is found is known. A flipped bit loads
 silently in torch; here it is found before loading. Files are read with `weights_only=True` alone: tensors and plain
-values, no code. checkpoint_io.py gives this to Lightning; here is no Lightning, so that `generate` starts fast.
+values, no code. run/checkpoint_io.py gives this to Lightning; here is no Lightning, so that `generate` starts fast.
 """
 
 import hashlib

@@ -5,18 +5,18 @@ import sys
 from collections.abc import Callable
 
 VERBS = {
-    "prepare": ("gpt_lightning.data.prepare:main", "text -> tokenizer, token shards and manifest"),
-    "fit": ("gpt_lightning.train:fit_main", "train a model: one run, one folder"),
-    "validate": ("gpt_lightning.train:validate_main", "score a run's checkpoint on the validation split"),
-    "test": ("gpt_lightning.train:test_main", "score a run's checkpoint on the test split"),
-    "predict": ("gpt_lightning.train:predict_main", "write the loss of every validation sequence"),
-    "tune suggest": ("gpt_lightning.tune.suggest:main", "what the published laws say for this corpus and budget"),
-    "tune lr": ("gpt_lightning.tune.learning_rate:main", "the best learning rate: range test, then short whole runs"),
-    "tune batch": ("gpt_lightning.tune.batch_size:main", "largest and fastest micro-batch, critical batch, new lr"),
-    "tune verify": ("gpt_lightning.tune.verify:main", "proof that this model's parametrization is right"),
-    "generate": ("gpt_lightning.generator:main", "write text with a run, a checkpoint or a Hugging Face folder"),
-    "export": ("gpt_lightning.convert:export_main", "run -> folder that Hugging Face transformers opens"),
-    "import": ("gpt_lightning.convert:import_main", "Hugging Face GPT-2 folder -> run folder"),
+    "prepare": ("gpt_lightning.data.prepare.prepare:main", "text -> tokenizer, token shards and manifest"),
+    "fit": ("gpt_lightning.training.fit:fit_main", "train a model: one run, one folder"),
+    "validate": ("gpt_lightning.training.fit:validate_main", "score a run's checkpoint on the validation split"),
+    "test": ("gpt_lightning.training.fit:test_main", "score a run's checkpoint on the test split"),
+    "predict": ("gpt_lightning.training.fit:predict_main", "write the loss of every validation sequence"),
+    "tune suggest": ("gpt_lightning.tune.suggest.verb:main", "what the published laws say for this corpus and budget"),
+    "tune lr": ("gpt_lightning.tune.lr.verb:main", "the best learning rate: range test, then short whole runs"),
+    "tune batch": ("gpt_lightning.tune.batch.verb:main", "largest and fastest micro-batch, critical batch, new lr"),
+    "tune verify": ("gpt_lightning.tune.verify.verb:main", "proof that this model's parametrization is right"),
+    "generate": ("gpt_lightning.serve.text:main", "write text with a run, a checkpoint or a Hugging Face folder"),
+    "export": ("gpt_lightning.serve.convert:export_main", "run -> folder that Hugging Face transformers opens"),
+    "import": ("gpt_lightning.serve.convert:import_main", "Hugging Face GPT-2 folder -> run folder"),
 }
 
 

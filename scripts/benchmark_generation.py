@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 from gpt_lightning.data.tokenizer import Tokenizer
-from gpt_lightning.model.generate import SamplingConfig, generate_tokens
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.huggingface import export_gpt2
+from gpt_lightning.model.sampling import SamplingConfig, generate_tokens
 
 Decode = Callable[[int], list[int]]  # number of new tokens -> those tokens
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from gpt_lightning.gpt_cli import GPTCLI
 from gpt_lightning.model.loss import linear_cross_entropy
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.optim.optimizer import build_optimizer
-from gpt_lightning.train import quiet
+from gpt_lightning.training.fit import quiet
+from gpt_lightning.training.gpt_cli import GPTCLI
 
 BATCH_TOKENS = 4096
 

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 import gpt_lightning as gl
-from gpt_lightning.train import quiet
-from gpt_lightning.tune.folder import IfExists, TuneFolder
-from gpt_lightning.tune.learning_rate import LearningRateConfig, tune_learning_rate
-from gpt_lightning.tune.stack_cli import TuneCLI
+from gpt_lightning.training.fit import quiet
+from gpt_lightning.tune.lr.verb import LearningRateConfig, tune_learning_rate
+from gpt_lightning.tune.results import IfExists, TuneFolder
+from gpt_lightning.tune.trials import TuneCLI
 
 TOKENS = 65_536
 GRID = [2.5e-4 * 2**i for i in range(9)]
@@ -161,7 +161,7 @@ def benchmark_noise(folder: Path) -> None:
 
 def benchmark_quickstart(folder: Path) -> None:
     """The first validation at which the tuned quickstart is at or below the untuned one's last."""
-    from gpt_lightning.report.runs import read_metrics
+    from gpt_lightning.report.metrics_csv import read_metrics
 
     curves = {}
     for name, options in {"untuned": UNTUNED, "tuned": {}}.items():

@@ -13,10 +13,10 @@ from lightning.pytorch import seed_everything
 from torch.nn import functional as F
 
 from gpt_lightning.callbacks.gradient_noise import GradientNoiseScale
-from gpt_lightning.gpt_cli import GPTCLI
-from gpt_lightning.train import quiet
-from gpt_lightning.tune.micro_batch import StepTimes
-from gpt_lightning.tune.stack_cli import TuneCLI
+from gpt_lightning.training.fit import quiet
+from gpt_lightning.training.gpt_cli import GPTCLI
+from gpt_lightning.tune.batch.micro_batch import StepTimes
+from gpt_lightning.tune.trials import TuneCLI
 
 SEQUENCES, T = 1024, 64
 FROZEN = {

@@ -8,13 +8,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gpt_lightning"
 FLOORS = [  # lowest first; rooms on one floor do not know each other
+    {"files", "terminal"},
     {"model", "data", "optim", "report"},
     {"checkpoint"},
-    {"module", "callbacks", "checkpoint_io", "run_dir", "spelling"},
-    {"summary"},
-    {"gpt_cli", "generator", "convert"},
-    {"train"},
-    {"tune"},
+    {"module", "callbacks", "evaluate"},
+    {"training"},
+    {"tune", "serve"},
     {"cli", "__init__", "__main__"},
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -49,7 +48,7 @@ def test_imports_go_down_only(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_are_one_page_with_a_docstring(path):
     text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= 280
+    assert text.count("\n") <= 250
     assert ast.get_docstring(ast.parse(text))
 
 

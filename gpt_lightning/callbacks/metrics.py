@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from gpt_lightning.model.flops import flops_per_token, peak_flops
-from gpt_lightning.report.runs import append_metrics, truncate_metrics
+from gpt_lightning.report.metrics_csv import append_metrics, truncate_metrics
 
 MAX_SKIPPED_STEPS = 20  # updates in a row with a gradient that is not finite: the run is lost
 

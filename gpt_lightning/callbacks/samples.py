@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from gpt_lightning.model.generate import SamplingConfig, generate_tokens
+from gpt_lightning.model.sampling import SamplingConfig, generate_tokens
 
 
 class Samples(Callback):

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from gpt_lightning.data import formats
+from gpt_lightning.data.prepare.writer import FORMAT, VERSION
 from gpt_lightning.data.shards import Shard, Split, map_file
 from gpt_lightning.data.tokenizer import Tokenizer
-from gpt_lightning.data.writer import FORMAT, VERSION
 
 SPLITS = ("train", "val", "test")
 

@@ -26,7 +26,7 @@ from gpt_lightning.data.mixture import (
     open_mixture,
 )
 from gpt_lightning.data.order import Order
-from gpt_lightning.data.prepare import PrepareConfig
+from gpt_lightning.data.prepare.prepare import PrepareConfig
 from gpt_lightning.data.shards import Split
 from gpt_lightning.data.tokenizer import Tokenizer
 

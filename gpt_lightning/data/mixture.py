@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gpt_lightning.data.corpus import Corpus, is_corpus, open_corpus
-from gpt_lightning.data.prepare import PrepareConfig, default_output, prepare
+from gpt_lightning.data.prepare.prepare import PrepareConfig, default_output, prepare
 
 CORPUS = "stdlib"
 CORPORA_DIR = "corpora"

@@ -14,11 +14,11 @@ import jsonargparse
 import yaml
 
 from gpt_lightning.data import mixture
-from gpt_lightning.data.prepare import PrepareConfig
+from gpt_lightning.data.prepare.prepare import PrepareConfig
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.schedules import ScheduleConfig
-from gpt_lightning.spelling import load_counts
+from gpt_lightning.training.spelling import load_counts
 
 GROUPS = {
     "model.gpt": GPTConfig,

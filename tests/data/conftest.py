@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt_lightning.data.corpus import Corpus
-from gpt_lightning.data.prepare import PrepareConfig, prepare
+from gpt_lightning.data.prepare.prepare import PrepareConfig, prepare
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from gpt_lightning.data.corpus import open_corpus, verify
+from gpt_lightning.data.prepare.writer import SplitWriter, token_dtype, write_manifest
 from gpt_lightning.data.shards import Shard, Split
 from gpt_lightning.data.tokenizer import Tokenizer
-from gpt_lightning.data.writer import SplitWriter, token_dtype, write_manifest
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from gpt_lightning.data.corpus import open_corpus
 from gpt_lightning.data.datamodule import CorpusDataModule
-from gpt_lightning.data.prepare import PrepareConfig, prepare
+from gpt_lightning.data.prepare.prepare import PrepareConfig, prepare
 from gpt_lightning.data.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning's own use of torch, with any loader

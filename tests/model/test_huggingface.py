@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from gpt_lightning.data.tokenizer import Tokenizer
-from gpt_lightning.generator import TextGenerator
-from gpt_lightning.generator import load as load_generator
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.huggingface import export_gpt2, import_gpt2
+from gpt_lightning.serve.text import TextGenerator
+from gpt_lightning.serve.text import load as load_generator
 
 transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")

@@ -1,0 +1,1 @@
+"""Text in, corpus out: the verb `prepare` and its parts."""

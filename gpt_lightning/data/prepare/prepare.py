@@ -1,0 +1,225 @@
+"""Text -> corpus, the verb `prepare`: a tokenizer, trained or given, then every document encoded and written.
+
+    source (sources.py) --documents--> token ids (encode.py) --in order--> shards and manifest (writer.py)
+
+Done once per source and settings: a corpus that is there already is opened and returned, and processes that ask for the
+same one at the same time wait for the first. The result depends on nothing but the text and the settings.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from gpt_lightning.data.corpus import Corpus, open_corpus, read_manifest, verify
+from gpt_lightning.data.prepare.encode import HASHES, Splitter, encode_splits, name_hash
+from gpt_lightning.data.prepare.sources import Source, open_source
+from gpt_lightning.data.prepare.writer import SplitWriter, locked, replacing, token_dtype, write_manifest
+from gpt_lightning.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How raw text becomes a corpus."""
+
+    vocab_size: int = 8192
+    """Ids to train the tokenizer for, `<|endoftext|>` included; at least 257."""
+    tokenizer: str | None = None
+    """Use this tokenizer.json, or "bytes" for one id per byte, instead of training one."""
+    tokenizer_sample_bytes: int = 50_000_000
+    """Bytes of text, spread over the training documents, that the tokenizer is trained on."""
+    val_fraction: float = 0.01
+    """Share of documents held out for validation, between 0 and 1."""
+    glob: str = "**/*.txt"
+    """For a folder: which files are documents."""
+    text_field: str = "text"
+    """For JSONL and Hugging Face data sets: the field that holds the text."""
+    shard_tokens: int = 100_000_000
+    """Tokens after which another shard is begun."""
+    n_threads: int | None = None
+    """Threads that encode; null: one per core. Changes the speed only."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction is {self.val_fraction}; expected a share between 0 and 1, such as 0.01")
+        if self.shard_tokens < 1 or self.tokenizer_sample_bytes < 1 or (self.n_threads or 1) < 1:
+            raise ValueError("shard_tokens, tokenizer_sample_bytes and n_threads must be at least 1")
+
+
+def _fixed_tokenizer(config: PrepareConfig) -> Tokenizer | None:
+    if config.tokenizer is None:
+        return None
+    return Tokenizer.bytes_only() if config.tokenizer == "bytes" else Tokenizer.from_file(config.tokenizer)
+
+
+def _recipe(source: Source, config: PrepareConfig, tokenizer: Tokenizer | None) -> dict[str, object]:
+    """Everything that decides the bytes of the corpus, and nothing that does not."""
+    recipe = asdict(config) | {"source": source.name, "source_fingerprint": source.fingerprint}
+    del recipe["n_threads"]
+    if tokenizer is not None:
+        recipe |= {"tokenizer": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
+        del recipe["tokenizer_sample_bytes"]
+    return recipe
+
+
+def default_output(source: str, config: PrepareConfig, root: Path | str) -> Path:
+    """`<root>/<name>-<8 hex>`; the digits cover the settings and the files' names and sizes.
+
+    So other settings, another Python (stdlib) or an edited text get a folder of their own, and old runs keep theirs.
+    """
+    opened = open_source(source, config.glob, config.text_field)
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", opened.name).strip("-").lower()[:40] or "corpus"
+    recipe = _recipe(opened, config, _fixed_tokenizer(config))
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    return Path(root) / f"{slug}-{digest[:8]}"
+
+
+def _train_tokenizer(source: Source, config: PrepareConfig) -> Tokenizer:
+    """Sampled by hash over all training documents where the size is known, else from the first ones."""
+    share = min(1.0, config.tokenizer_sample_bytes / source.n_bytes) if source.n_bytes else 1.0
+    val_hashes = int(config.val_fraction * HASHES)
+
+    def is_sampled(name: str) -> bool:
+        return name_hash(name) >= val_hashes and name_hash(name, "tokenizer") < share * HASHES
+
+    def capped(texts: Iterable[str]) -> Iterator[str]:
+        left = config.tokenizer_sample_bytes
+        for text in texts:
+            yield text[:left]
+            left -= len(text.encode())
+            if left <= 0:
+                return
+
+    texts = (text for _, text in source.read(is_sampled))
+    first = next(texts, None)
+    if first is None:  # a handful of documents, none of them sampled
+        return Tokenizer.train(capped(text for _, text in source.read(lambda _: True)), config.vocab_size)
+    return Tokenizer.train(capped(itertools.chain([first], texts)), config.vocab_size)
+
+
+def _write_splits(folder: Path, source: Source, tokenizer: Tokenizer, config: PrepareConfig) -> list[dict[str, Any]]:
+    """Encode everything into `folder`; returns the manifest entries of the shards, train first."""
+    splitter = Splitter(config.val_fraction)
+    while True:
+        writers = {
+            split: SplitWriter(folder, split, tokenizer.vocab_size, config.shard_tokens) for split in ("train", "val")
+        }
+        with _progress() as progress:
+            task = progress.add_task("encoding", total=source.n_bytes)
+            for split, encoded in encode_splits(source, tokenizer, splitter, config.n_threads):
+                writers[split].append(*encoded)
+                progress.advance(task, int(encoded.text_bytes.sum()))
+        for writer in writers.values():
+            writer.close()
+        if not splitter.rebalance():
+            return writers["train"].shards + writers["val"].shards
+        for file in folder.glob("*-0*"):
+            file.unlink()
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _reuse(output: Path, recipe: dict[str, object]) -> Corpus:
+    made = read_manifest(output).get("recipe", {})
+    changed = [key for key in sorted(recipe.keys() | made.keys()) if recipe.get(key) != made.get(key)]
+    if changed:
+        what = ", ".join(f"{key} {made.get(key)!r} instead of {recipe.get(key)!r}" for key in changed)
+        raise ValueError(f"{output} holds a corpus made with {what}; choose another output or delete it")
+    return open_corpus(output)
+
+
+def prepare(source: str, output: Path | str, config: PrepareConfig) -> Corpus:
+    """Make the corpus of `source` (see `sources.open_source`) in the folder `output`, or open it if it is there.
+
+    Byte-identical for the same text and settings, whatever the threads. Whether the text is the same is judged by file
+    names and sizes. Raises ValueError for bad input, leaving nothing behind, and if `output` holds something else.
+    """
+    output = Path(output)
+    opened = open_source(source, config.glob, config.text_field)
+    tokenizer = _fixed_tokenizer(config)
+    recipe = _recipe(opened, config, tokenizer)
+    with locked(output):
+        if (output / "manifest.json").exists():
+            return _reuse(output, recipe)
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise ValueError(f"{output} exists and is not a corpus; choose another output or delete it")
+        started = time.perf_counter()
+        with replacing(output) as folder:
+            tokenizer = tokenizer or _train_tokenizer(opened, config)
+            shards = _write_splits(folder, opened, tokenizer, config)
+            tokenizer.save(folder / "tokenizer.json")
+            manifest: dict[str, Any] = {"dtype": token_dtype(tokenizer.vocab_size).name}
+            manifest |= {"vocab_size": tokenizer.vocab_size, "eot_id": tokenizer.eot_id}
+            manifest |= {"tokenizer_sha256": tokenizer.sha256, "recipe": recipe, "shards": shards}
+            write_manifest(folder, manifest)
+        corpus = open_corpus(output)
+        seconds = time.perf_counter() - started
+    n_bytes = sum(shard["text_bytes"] for shard in shards)
+    speed = f"{n_bytes / 1e6:.1f} MB of text, {n_bytes / 1e6 / seconds:.1f} MB/s"
+    print(f"prepared {output}: {speed}", file=sys.stderr, flush=True)
+    return corpus
+
+
+def summary(corpus: Corpus, seconds: float) -> str:
+    """What was made and what to type next, one fact a line."""
+    splits = corpus.splits.items()
+    n_bytes = sum(split.n_bytes or 0 for _, split in splits)
+    n_tokens = sum(split.n_tokens for _, split in splits)
+    rows = {
+        "documents": ", ".join(f"{name} {split.n_documents:,}" for name, split in splits),
+        "tokens": ", ".join(f"{name} {split.n_tokens:,}" for name, split in splits),
+        "vocabulary": f"{corpus.vocab_size:,} ids",
+        "text": f"{n_bytes:,} bytes, {n_bytes / n_tokens:.2f} per token",
+        "speed": f"{n_bytes / 1e6 / seconds:.1f} MB/s in all",
+        "corpus": str(corpus.path),
+        "next": f"gpt-lightning fit --config configs/quickstart.yaml --data.corpus {corpus.path}",
+    }
+    return "\n".join(f"{name:<12}{value}" for name, value in rows.items())
+
+
+def main(argv: list[str]) -> int:
+    """The verb `prepare`. Raises ValueError for bad input; the caller prints it as one line."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="gpt-lightning prepare", description="Turn text into a tokenizer and token shards, ready for fit."
+    )
+    parser.add_argument(
+        "--corpus",
+        default="stdlib",
+        help="what to read: stdlib, a text file, a folder, .jsonl or .jsonl.gz, hf:org/name[/config]",
+    )
+    parser.add_argument("--output", type=str | None, help="folder to make; null: corpora/NAME-DIGITS")
+    parser.add_argument("--verify", type=str | None, metavar="PATH", help="only check every byte of this corpus")
+    parser.add_class_arguments(PrepareConfig, None)
+    options = parser.parse_args(argv)
+    if options.verify is not None:
+        corpus = verify(options.verify)
+        print(f"{corpus.path}: all {len(corpus.manifest['shards'])} shards are intact")
+        return 0
+    names = PrepareConfig.__dataclass_fields__
+    config = PrepareConfig(**{name: options[name] for name in names})
+    output = options.output or default_output(options.corpus, config, "corpora")
+    started = time.perf_counter()
+    corpus = prepare(options.corpus, output, config)
+    print(summary(corpus, time.perf_counter() - started))
+    return 0

@@ -1,0 +1,113 @@
+"""The verbs `export` and `import`: between a run folder and a folder that Hugging Face transformers opens.
+
+An imported model becomes a run like any other: generate from it, score it, or train it further by laying its
+config.yaml under your own settings, `fit --config runs/gpt2/config.yaml --data.corpus my.txt`.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpt_lightning.model.gpt import GPTConfig
+
+CONFIG_HEADER = """\
+# Imported from {source}. To train it further:
+#   gpt-lightning fit --config {run_dir}/config.yaml --data.corpus CORPUS --run_dir runs/NAME --max_tokens 10_000_000
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]  # one line, printed by cli.py
+        raise ValueError(message)
+
+
+def export_main(argv: list[str]) -> int:
+    """The verb `export`."""
+    parser = _Parser(
+        prog="gpt-lightning export",
+        description="Write a run's best model as a folder that AutoModelForCausalLM and AutoTokenizer open offline.",
+        epilog="Dense models only. In that folder, text that spells <|endoftext|> is read as that token.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", required=True, metavar="PATH", help="a run folder, or one of its .ckpt files")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="new folder; 4 bytes per parameter")
+    options = parser.parse_args(argv)
+
+    from gpt_lightning.checkpoint import find_tokenizer, load_gpt
+    from gpt_lightning.model.huggingface import export_gpt2
+
+    tokenizer = find_tokenizer(options.run)
+    export_gpt2(load_gpt(options.run), tokenizer, options.output)
+    print(f"{options.output}: open it with transformers.AutoModelForCausalLM.from_pretrained({options.output!r})")
+    return 0
+
+
+def import_main(argv: list[str]) -> int:
+    """The verb `import`."""
+    parser = _Parser(
+        prog="gpt-lightning import",
+        description="Turn a Hugging Face GPT-2 folder into a run folder, to generate from or to train further.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="FOLDER",
+        help="holds config.json, tokenizer.json and model.safetensors (or pytorch_model.bin)",
+    )
+    parser.add_argument("--run_dir", required=True, metavar="FOLDER", help="new run folder; 4 bytes per parameter")
+    options = parser.parse_args(argv)
+    import_run(Path(options.input), Path(options.run_dir))
+    print(f'{options.run_dir}: try gpt-lightning generate --run {options.run_dir} --prompt "Once upon a time"')
+    return 0
+
+
+def import_run(source: Path, path: Path) -> None:
+    """Make a run folder from a GPT-2 folder. Raises ValueError, with nothing written, when it cannot be one."""
+    from importlib.metadata import version
+
+    from gpt_lightning.checkpoint import gpt_config_to_dict, write_checkpoint
+    from gpt_lightning.data.tokenizer import Tokenizer
+    from gpt_lightning.model.huggingface import import_gpt2
+    from gpt_lightning.training.folder import RunDir
+
+    run_dir = RunDir(path)
+    run_dir.check("refuse")
+    tokenizer = Tokenizer.from_file(source / "tokenizer.json")
+    config, state = import_gpt2(source)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.vocab_size}; "
+            "expected a tokenizer.json that belongs to the model"
+        )
+    run_dir.claim("refuse")
+    try:
+        run_dir.write_text("tokenizer.json", tokenizer.json)
+        checkpoint = {
+            "state_dict": {f"gpt.{name}": value for name, value in state.items()},
+            "gpt_config": gpt_config_to_dict(config),
+            "tokens_seen": 0,
+            "pytorch-lightning_version": version("lightning"),  # without it Lightning reads no checkpoint
+        }
+        write_checkpoint(checkpoint, run_dir.checkpoints / "best.ckpt")
+        run_dir.write_text("config.yaml", _config_yaml(config, source, path))
+    finally:
+        run_dir.release()
+
+
+def _config_yaml(config: "GPTConfig", source: Path, run_dir: Path) -> str:
+    """A layer for `fit` that starts from these weights, with this tokenizer."""
+    import yaml
+
+    from gpt_lightning.checkpoint import gpt_config_to_dict
+
+    gpt = {key: value for key, value in gpt_config_to_dict(config).items() if value is not None}
+    context_length = gpt.pop("context_length")  # this and vocab_size come from the data
+    del gpt["vocab_size"]
+    layer = {
+        "model": {"gpt": gpt, "init_from": str(run_dir / "checkpoints" / "best.ckpt")},
+        "data": {"context_length": context_length, "prepare": {"tokenizer": str(run_dir / "tokenizer.json")}},
+    }
+    header = CONFIG_HEADER.format(source=source, run_dir=run_dir)
+    return header + yaml.safe_dump(layer, sort_keys=False, default_flow_style=None)

@@ -1,0 +1,1 @@
+"""The batch of a run: timed, and weighed against the noise of its gradients."""

@@ -1,0 +1,1 @@
+"""The learning rate of a run, found by short runs."""

@@ -1,0 +1,1 @@
+"""Experience: what the published laws say of a run before it starts."""

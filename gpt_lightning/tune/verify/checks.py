@@ -1,0 +1,109 @@
+"""What `tune verify` measures on a model, and the verdicts on it, one row each."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.optim.config import OptimConfig
+from gpt_lightning.tune.verify.coordinate_check import (
+    DEPTH_TOLERANCE,
+    WIDTH_TOLERANCE,
+    mean_movements,
+    movements,
+    slopes,
+)
+from gpt_lightning.tune.verify.equivalence import (
+    CLIP,
+    DIFFERENCE,
+    SIGMAS,
+    duplicated_losses,
+    initial_std,
+    largest_difference,
+)
+from gpt_lightning.tune.verify.miniature import D_HEAD, Miniature
+
+HEADS = {"duplication": 2, "coordinates": 4}  # of the miniatures at base width
+DOUBLINGS = (0, 1, 2, 3)
+DEPTHS = (2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the table: a difference of losses, or an exponent in width or depth.
+
+    passed: None where the parametrization claims nothing, and the number is only shown.
+    """
+
+    name: str
+    measured: float
+    expected: str
+    passed: bool | None
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """All rows, and the movements of activations that the figure shows, by size and kind."""
+
+    checks: tuple[Check, ...]
+    over_widths: dict[int, dict[str, float]]
+    over_depths: dict[int, dict[str, float]]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed is not False for check in self.checks)
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the checks that failed."""
+        return [check.name for check in self.checks if check.passed is False]
+
+
+def measurements(
+    gpt: GPTConfig, optim: OptimConfig, model_class: type[GPT], seeds: int
+) -> dict[str, Callable[[], Any]]:
+    """What is to be measured, by name; each call gives a JSON value."""
+    n_layers = min(gpt.n_layers, 2)
+    small = Miniature.of(gpt, model_class, HEADS["duplication"], n_layers)
+    base = Miniature.of(gpt, model_class, HEADS["coordinates"], n_layers)
+    return {
+        **{
+            f"losses x{2**d} clip {clip:g}": partial(duplicated_losses, small, d, optim, clip)
+            for clip in (0.0, CLIP)
+            for d in (0, 1, 2)
+        },
+        "initial std": partial(initial_std, base),
+        **{f"width {d} {s}": partial(movements, base.wider(d), optim, s) for d in DOUBLINGS for s in range(seeds)},
+        **{f"depth {n} {s}": partial(movements, base.deeper(n), optim, s) for n in DEPTHS for s in range(seeds)},
+    }
+
+
+def judge(gpt: GPTConfig, measured: Mapping[str, Any]) -> VerifyResult:
+    """The verdicts on what `measurements` gave."""
+    checks = []
+    for clip, how in ((0.0, ""), (CLIP, ", clipped")):
+        curves = [measured[f"losses x{2**d} clip {clip:g}"] for d in (0, 1, 2)]
+        differences = [largest_difference(curves[0], curve) for curve in curves[1:]]
+        worst = math.nan if any(map(math.isnan, differences)) else max(differences)
+        name = f"loss difference, width x2, x4{how}"
+        checks.append(Check(name, worst, f"{DIFFERENCE:.0e} or less", worst <= DIFFERENCE))
+    for law, found in measured["initial std"].items():
+        expected, holds = f"{found['expected']:g}", found["sigmas"] <= SIGMAS
+        checks.append(Check(f"initial std {law}", found["exponent"], expected, holds))
+    over_widths = {HEADS["coordinates"] * D_HEAD * 2**d: _mean(measured, f"width {d} ") for d in DOUBLINGS}
+    over_depths = {n: _mean(measured, f"depth {n} ") for n in DEPTHS}
+    for kind, slope in slopes(over_widths).items():
+        expected = f"0 ± {WIDTH_TOLERANCE}"
+        checks.append(Check(f"movement over widths: {kind}", slope, expected, abs(slope) <= WIDTH_TOLERANCE))
+    claimed = gpt.parametrization == "completep"
+    for kind, slope in slopes(over_depths).items():
+        holds = abs(slope) <= DEPTH_TOLERANCE
+        expected = f"0 ± {DEPTH_TOLERANCE}" if claimed else "(any)"
+        checks.append(Check(f"movement over depths: {kind}", slope, expected, holds if claimed else None))
+    return VerifyResult(tuple(checks), over_widths, over_depths)
+
+
+def _mean(measured: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    return mean_movements([value for key, value in measured.items() if key.startswith(prefix)])

@@ -1,0 +1,126 @@
+"""The verb `tune lr` on a tiny stack: its files, its resumption, its layer, and Lightning's own tuner on our module."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning.pytorch.tuner import Tuner
+
+import gpt_lightning as gl
+from gpt_lightning.cli import main
+from gpt_lightning.training.fit import quiet
+from gpt_lightning.training.gpt_cli import GPTCLI
+from tests.fixtures import TINY, arguments, write_text
+
+OPTIONS = {"data.corpus": "text.txt", "max_tokens": 20 * 1280, "model.gpt.dropout": 0.0, "val_interval_tokens": 99999}
+TUNE = ["--tune.tokens=1280", "--tune.val_tokens=256", "--tune.dir=runs/lr"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path / "text.txt")
+    return tmp_path
+
+
+def tune(*options: str) -> int:
+    return main(["tune", "lr", *arguments(OPTIONS), *TUNE, *options])
+
+
+@pytest.mark.slow
+def test_the_verb_writes_its_folder_resumes_from_it_and_its_layer_is_accepted_by_fit(folder, capsys):
+    assert tune() == 0
+    printed = capsys.readouterr()
+    assert "arning" not in printed.err, printed.err
+    last = printed.out.strip().splitlines()[-1]
+    assert last.startswith("recommendation: lr ") and "runs/lr/tuned.yaml" in last
+    result = json.loads((folder / "runs" / "lr" / "result.json").read_text())
+    layer = yaml.safe_load((folder / "runs" / "lr" / "tuned.yaml").read_text())
+    assert layer == {"model": {"optim": {"lr": result["lr"]}}}
+    assert result["horizon_factor"] == pytest.approx(20**-0.32)
+    assert result["lr"] == pytest.approx(result["lr_of_trials"] * 20**-0.32, rel=0.05)
+    low, high = result["lr_of_trials_90"]
+    assert low < result["lr_of_trials"] < high
+    assert result["tokens"] <= 15 * 1280 + 2 * 40 * 64
+    assert (folder / "runs" / "lr" / "figure.png").stat().st_size > 10_000
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["lr"], "it touched other folders"
+
+    journal = folder / "runs" / "lr" / "measured.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:-1]))  # interrupted in the last trial
+    assert tune() == 0
+    assert journal.read_text() == "".join(lines), "the same trial gave another loss"
+    assert json.loads((folder / "runs" / "lr" / "result.json").read_text()) == result
+
+    flags = {**TINY, **OPTIONS, "max_tokens": 64, "run_dir": "run"}
+    del flags["model.optim.lr"]
+    gl.run(["runs/lr/tuned.yaml"], flags)
+    config = yaml.safe_load((folder / "run" / "config.yaml").read_text())
+    assert config["model"]["optim"]["lr"] == result["lr"]
+
+
+def test_bad_options_are_one_line_and_write_nothing(folder, capsys):
+    for options, words in (
+        (["--tune.tokens=640"], ["640", "20 steps", "1280"]),
+        (["--tune.seeds=0"], ["seeds", "0"]),
+        (["--tune.token=5"], ["tune.token", "did you mean tune.tokens"]),
+        (["--data.corpus=nowhere.txt"], ["nowhere.txt"]),
+    ):
+        assert tune(*options) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert all(word in error for word in words), error
+    assert not (folder / "runs" / "lr" / "tuned.yaml").exists()
+
+
+def ratios(module) -> list[float]:
+    groups = module.trainer.optimizers[0].param_groups
+    return [group["lr"] * group["lr_ratio"] / (groups[0]["lr"] * groups[0]["lr_ratio"]) for group in groups]
+
+
+def build(**options) -> GPTCLI:
+    Path("run").mkdir()
+    flags = {"data.corpus": "text.txt", "run_dir": "run", "model.optim.lr_ratios": '{"hidden": 8.0}', **options}
+    with quiet():
+        return GPTCLI(arguments({**OPTIONS, **flags, "trainer.enable_checkpointing": False}))
+
+
+def test_lightnings_finder_runs_on_our_module_and_keeps_an_8_to_1_ratio(folder):
+    cli = build()
+    seen = []
+    step = cli.model.configure_gradient_clipping
+    cli.model.configure_gradient_clipping = lambda *a, **k: (seen.append(ratios(cli.model)), step(*a, **k))
+    with quiet():
+        finder = Tuner(cli.trainer).lr_find(cli.model, datamodule=cli.datamodule, num_training=30, attr_name="lr")
+    names = [group["name"] for group in cli.trainer.optimizers[0].param_groups]
+    expected = [8.0 if name.startswith("hidden") else 1.0 for name in names]
+    assert len(seen) > 10 and all(found == pytest.approx(expected) for found in seen)
+    assert cli.model.lr == finder.suggestion() and ratios(cli.model) == pytest.approx(expected)
+    assert cli.model.tokens_seen == 0, "the finder's tokens were counted"
+    with quiet():
+        cli.trainer.fit(cli.model, cli.datamodule)
+    assert cli.model.tokens_seen == OPTIONS["max_tokens"] and ratios(cli.model) == pytest.approx(expected)
+
+
+def test_lightnings_callback_changes_the_learning_rate_that_is_trained_with(folder):
+    from lightning.pytorch.callbacks import LearningRateFinder
+
+    cli = build(**{"model.schedule.name": "constant", "max_tokens": 640})
+    used = []
+    step = cli.model.configure_gradient_clipping
+    cli.trainer.callbacks.append(LearningRateFinder(num_training_steps=20, attr_name="lr"))
+    cli.model.configure_gradient_clipping = lambda o, *a, **k: (used.append(o.param_groups[0]["lr"]), step(o, *a, **k))
+    with quiet():
+        cli.trainer.fit(cli.model, cli.datamodule)
+    assert used[-1] == pytest.approx(cli.model.lr) and cli.model.lr != 0.01
+    assert not math.isnan(cli.model.lr)
+
+
+def test_lightnings_batch_scaler_finds_a_micro_batch(folder):
+    cli = build(**{"data.batch_tokens": 32})
+    with quiet():
+        found = Tuner(cli.trainer).scale_batch_size(
+            cli.model, datamodule=cli.datamodule, batch_arg_name="micro_batch_size", max_trials=2, steps_per_trial=2
+        )
+    assert found == cli.datamodule.micro_batch_size == 4

@@ -1,0 +1,120 @@
+"""Trials: whole schedules of the same stack, which leave nothing behind, and stop well when told to."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from dataclasses import dataclass
+
+import pytest
+
+from gpt_lightning.report.metrics_csv import read_metrics
+from gpt_lightning.training.fit import run
+from gpt_lightning.tune.suggest.advice import ramp_layer
+from gpt_lightning.tune.trials import TuneCLI
+from tests.fixtures import arguments, environment, write_text
+
+OPTIONS = {"data.corpus": "text.txt", "max_tokens": 1024, "val_interval_tokens": 1024, "model.gpt.dropout": 0.0}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of no verb."""
+
+    dir: str = "runs/none"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path / "text.txt")
+    return tmp_path
+
+
+def cli(*flags: str, **options) -> TuneCLI:
+    return TuneCLI([*arguments({**OPTIONS, **options}), *flags], "tune none", Settings)
+
+
+def test_a_trial_is_the_run_that_fit_makes_and_writes_nothing(folder):
+    trial = cli().train({}, seed=0, val_tokens=10**9)
+    assert sorted(path.name for path in folder.iterdir()) == ["corpora", "text.txt"]
+    result = run([*arguments(OPTIONS), "--run_dir=run"])
+    assert trial.losses == pytest.approx(list(read_metrics("run")["train/loss"].dropna()), rel=1e-6)
+    assert trial.val_loss == pytest.approx(result["val/loss"], rel=1e-6) and trial.tokens == 1024
+
+
+def test_trials_do_not_depend_on_those_before_and_other_seeds_are_other_runs(folder):
+    stack = cli()
+    first = stack.train({"model.optim.lr": 0.01}, seed=0)
+    assert stack.train({"model.optim.lr": 0.02}, seed=1).losses[0] != first.losses[0]
+    assert stack.train({"model.optim.lr": 0.01}, seed=0).losses == first.losses
+
+
+def test_schedule_and_ramp_are_shortened_with_the_horizon(folder):
+    stack = cli(
+        "--model.schedule.warmup_tokens=512",
+        "--model.schedule.decay_tokens=1000",
+        "--batch_ramp.ramp_tokens=1024",
+        "--batch_ramp.start_batch_tokens=32",
+        "--gradient_noise.interval_steps=1",
+    )
+    stack.build({"max_tokens": 256}, seed=3)
+    assert stack.datamodule.seed == 3, "other seeds see other data"
+    schedule, ramp = stack.model.schedule, stack.config_init.batch_ramp
+    assert (schedule.warmup_tokens, schedule.decay_tokens, ramp.ramp_tokens) == (128, 250, 256)
+    assert stack.config_init.gradient_noise.interval_steps == 0
+    assert stack.config.max_tokens == 1024, "the stack itself was changed"
+
+
+def test_callbacks_that_write_or_need_a_logger_are_left_out_and_others_stay(folder):
+    base = "lightning.pytorch.callbacks."
+    names = [base + "ModelCheckpoint", base + "LearningRateMonitor", base + "ModelSummary"]
+    stack = cli(*(f"--trainer.callbacks+={name}" for name in names))
+    assert stack.train({"max_tokens": 128}).tokens == 128
+    assert [type(c).__name__ for c in stack.trainer.callbacks].count("ModelSummary") == 1
+
+
+def test_models_of_earlier_trials_do_not_pile_up(folder):
+    stack, models = cli(), []
+    for _ in range(4):
+        stack.train({"max_tokens": 128})
+        models.append(weakref.ref(stack.model))
+    assert sum(model() is not None for model in models) <= 2
+
+
+def test_a_run_whose_loss_is_no_longer_finite_ends_at_once(folder):
+    trial = cli().train({"model.optim.lr": 1e30, "trainer.gradient_clip_val": None})
+    assert trial.val_loss == float("inf") and trial.tokens < 1024
+
+
+def test_a_ramp_gets_a_start_that_fits_the_new_batch():
+    ramp = {"ramp_tokens": 1000, "start_batch_tokens": 64}
+    assert ramp_layer(ramp, 32, 256) == {} and ramp_layer({**ramp, "ramp_tokens": 0}, 128, 256) == {}
+    assert ramp_layer(ramp, 128, 256) == {"batch_ramp": {"start_batch_tokens": 128}}
+    assert ramp_layer(ramp, 16, 32) == {"batch_ramp": {"start_batch_tokens": 32}}
+
+
+def test_resuming_with_another_optimizer_is_refused(folder, capsys):
+    run([*arguments({**OPTIONS, "max_tokens": 128}), "--run_dir=run"])
+    with pytest.raises(ValueError, match="updated by adamw, here by match_rms_adamw"):
+        run([*arguments(OPTIONS), "--run_dir=run", "--if_exists=resume", "--model.optim.name=muon"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_a_verb_with_its_code_and_a_word_on_how_to_go_on(folder, number, code):
+    flags = arguments({**OPTIONS, "max_tokens": 10**7})
+    command = [sys.executable, "-m", "gpt_lightning", "tune", "lr", *flags, "--tune.tokens=200_000"]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not (folder / "runs" / "lr" / "settings.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(5)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (code, -number), errors  # -number: between two trials, where nothing catches it
+    assert "Traceback" not in errors
+    if process.returncode == code == 143:
+        assert "the same command goes on" in errors

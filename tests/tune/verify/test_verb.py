@@ -1,0 +1,291 @@
+"""`tune verify` passes right models and fails each wrong rule, in the table and in models that users changed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from torch.nn import functional as F
+
+import gpt_lightning.model.gpt
+import gpt_lightning.tune.verify.checks
+import gpt_lightning.tune.verify.miniature
+import gpt_lightning.tune.verify.verb
+from gpt_lightning.cli import main
+from gpt_lightning.model.gpt import GPT, MLP, GPTConfig, init_weights, seeded_generator
+from gpt_lightning.model.parametrization import parametrization
+from gpt_lightning.optim.config import OptimConfig
+from gpt_lightning.training.fit import run
+from gpt_lightning.tune.verify.equivalence import SIGMAS, initial_std
+from gpt_lightning.tune.verify.miniature import Miniature
+from gpt_lightning.tune.verify.verb import VerifyResult, fingerprint, verify
+from tests.fixtures import arguments, write_text
+
+# Untied, so that the head has rules of its own, and with wider heads, so that the attention scale has.
+MUP = GPTConfig(
+    d_model=256, n_heads=8, parametrization="mup", base_d_model=64, base_d_head=8, tie_embedding=False, n_layers=4
+)
+COMPLETEP = replace(MUP, parametrization="completep", base_n_layers=2)
+DUPLICATION = "loss difference, width x2, x4"
+CLIPPED = f"{DUPLICATION}, clipped"
+ADAMW, MUON = OptimConfig(), OptimConfig(name="muon")
+
+
+def check(gpt: GPTConfig, optim: OptimConfig = ADAMW, model_class: type[GPT] = GPT) -> VerifyResult:
+    return verify(gpt, optim, model_class, seeds=1)
+
+
+def measured(result: VerifyResult, name: str) -> float:
+    return next(row.measured for row in result.checks if row.name == name)
+
+
+def plant(monkeypatch, change) -> None:
+    """Make the table what `change(config, table)` says, for the model and for the optimizer."""
+
+    def changed(config, hidden_update="adamw"):
+        return change(config, parametrization(config, hidden_update))
+
+    for module in (gpt_lightning.model.gpt, gpt_lightning.tune.verify.miniature):
+        monkeypatch.setattr(module, "parametrization", changed)
+
+
+def role_mistake(*roles: str, **numbers):
+    """The table with other numbers for some roles; a number may be a function of the width multiplier."""
+
+    def change(config, table):
+        m = config.width_multiplier
+        values = {key: value(m) if callable(value) else value for key, value in numbers.items()}
+        return replace(table, roles={r: replace(n, **values) if r in roles else n for r, n in table.roles.items()})
+
+    return change
+
+
+def inverse(m: float) -> float:
+    return 1 / m
+
+
+ALL = ("embedding", "hidden", "vector", "final_vector", "readout")
+MISTAKES = {
+    "hidden lr": role_mistake("hidden", lr=1.0),
+    "hidden weight decay": role_mistake("hidden", weight_decay=1.0),
+    "eps": role_mistake(*ALL, eps=1.0),
+    "no output multiplier": lambda config, table: replace(table, readout=1.0),
+    "1/sqrt(d_head)": lambda config, table: replace(table, attention_scale=(config.d_model // config.n_heads) ** -0.5),
+    "embedding lr": role_mistake("embedding", lr=inverse),
+    "head lr": role_mistake("readout", lr=inverse),
+    "vector lr": role_mistake("vector", "final_vector", lr=inverse),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_each_single_mistake_in_the_table_fails(mistake, monkeypatch):
+    plant(monkeypatch, MISTAKES[mistake])
+    result = check(MUP)
+    assert {DUPLICATION, CLIPPED} <= set(result.failed)
+    assert measured(result, DUPLICATION) > 1e-3  # nine orders of magnitude above the tolerance
+
+
+RIGHT = {
+    "wider heads": (MUP, ADAMW),
+    "more heads, tied": (replace(MUP, base_d_head=None, tie_embedding=True), ADAMW),
+    "both": (replace(MUP, base_d_head=16), ADAMW),
+    "banded, no bias, d_ff": (replace(MUP, attention_pattern=("dense", "banded"), bias=False, d_ff=600), ADAMW),
+    "completep": (COMPLETEP, ADAMW),
+    "one layer": (replace(MUP, n_layers=1), ADAMW),
+    "lr_ratios": (MUP, OptimConfig(lr_ratios={"embedding": 10.0, "vector": 0.5}, decay_embeddings=False)),
+    "muon": (MUP, MUON),
+    "muon, original": (COMPLETEP, replace(MUON, adjust_lr="original", cautious_weight_decay=True)),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("muon" in n)) for n in RIGHT])
+def test_right_models_pass(name):
+    result = check(*RIGHT[name])
+    assert result.failed == []
+    assert measured(result, DUPLICATION) < 1e-13 and measured(result, CLIPPED) < 1e-13
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adjust_lr", ["match_rms_adamw", "original"])
+def test_muon_with_the_other_rules_learning_rate_fails(adjust_lr, monkeypatch):
+    wrong = {"match_rms_adamw": 1.0, "original": lambda m: m**-0.5}[adjust_lr]
+    plant(monkeypatch, role_mistake("hidden", lr=wrong, weight_decay=1.0))
+    assert DUPLICATION in check(MUP, replace(MUON, adjust_lr=adjust_lr)).failed
+
+
+def test_a_clipping_norm_that_shrinks_with_width_fails_when_clipped(monkeypatch):
+    plant(monkeypatch, role_mistake(*ALL, grad_weight=1.0))
+    assert check(MUP).failed == [CLIPPED]
+
+
+def test_wrong_initial_weights_fail_though_training_is_right(monkeypatch):
+    plant(monkeypatch, role_mistake("hidden", init_std=1.0))
+    failed = check(MUP).failed
+    assert "initial std over widths: hidden" in failed and not {DUPLICATION, CLIPPED} & set(failed)
+
+
+@pytest.mark.parametrize(
+    ("gpt", "law", "change"),
+    [
+        (MUP, "over widths: embedding", role_mistake("embedding", init_std=inverse)),
+        (MUP, "over widths: readout", role_mistake("readout", init_std=lambda m: m**-0.5)),
+        (MUP, "over depths: residual", lambda config, table: replace(table, residual_init=0.5)),
+        (COMPLETEP, "over depths: residual", lambda config, table: replace(table, residual_init=config.n_layers**-0.5)),
+    ],
+)
+def test_each_law_of_the_initial_weights_is_asserted(gpt, law, change, monkeypatch):
+    plant(monkeypatch, change)
+    laws = initial_std(Miniature.of(gpt, GPT, n_heads=4, n_layers=2))
+    assert [name for name, found in laws.items() if found["sigmas"] > SIGMAS] == [law]
+
+
+@pytest.mark.slow
+def test_over_depths_completep_holds_and_the_others_do_not(monkeypatch):
+    stream = "movement over depths: residual stream"
+    assert abs(measured(check(COMPLETEP), stream)) < 0.05
+    mup = check(MUP)
+    assert measured(mup, stream) > 0.7 and mup.passed  # nothing was claimed
+    plant(monkeypatch, lambda config, table: replace(table, residual=table.residual**0.5))
+    assert check(COMPLETEP).failed == [stream]
+
+
+def test_standard_does_not_transfer():
+    result = check(replace(COMPLETEP, parametrization="standard"))
+    expected = {DUPLICATION, CLIPPED, "initial std over widths: hidden", "movement over widths: logits"}
+    assert expected <= set(result.failed)
+    assert measured(result, "movement over depths: residual stream") > 0.7
+
+
+class RMSGPT(GPT):
+    """RMSNorm instead of LayerNorm, everywhere."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__(config)
+        self.ln_f = nn.RMSNorm(config.d_model)
+        for block in self.blocks:
+            block.ln_1, block.ln_2 = nn.RMSNorm(config.d_model), nn.RMSNorm(config.d_model)
+
+
+class GatedMLP(MLP):
+    def __init__(self, d_model: int, d_ff: int):
+        super().__init__(d_model, d_ff, 0.0, bias=True)
+        self.gate = nn.Linear(d_model, d_ff)
+        self.scale = nn.Parameter(torch.full((d_model,), 0.5))
+
+    def forward(self, x):
+        return self.proj(F.silu(self.gate(x)) * self.fc(x)) * self.scale
+
+
+class GatedGPT(GPT):
+    """A gated MLP with a scale per channel."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__(config)
+        for block in self.blocks:
+            block.mlp = GatedMLP(config.d_model, config.d_ff or 2 * config.d_model)
+        init_weights(self, config, seeded_generator())
+
+
+class WrongRoleGPT(GatedGPT):
+    """Takes the gate for an embedding."""
+
+    def roles(self):
+        return {name: "embedding" if ".gate.weight" in name else role for name, role in super().roles().items()}
+
+
+class WrongScaleGPT(GatedGPT):
+    """Attention as everywhere else."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__(config)
+        for block in self.blocks:
+            block.attn.scale = (config.d_model // config.n_heads) ** -0.5
+
+
+class UnscaledInitGPT(GatedGPT):
+    """Initialises its gate by hand, at every width alike."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__(config)
+        for block in self.blocks:
+            nn.init.normal_(block.mlp.gate.weight, std=0.02)
+
+
+@pytest.mark.parametrize("model_class", [RMSGPT, GatedGPT])
+@pytest.mark.parametrize("gpt", [MUP, COMPLETEP], ids=lambda gpt: gpt.parametrization)
+def test_changed_models_that_are_right_pass(model_class, gpt):
+    assert check(gpt, model_class=model_class).failed == []
+
+
+@pytest.mark.parametrize(
+    ("model_class", "failed"),
+    [
+        (WrongRoleGPT, DUPLICATION),
+        (WrongScaleGPT, DUPLICATION),
+        (UnscaledInitGPT, "initial std over widths: hidden"),
+    ],
+)
+def test_changed_models_that_are_wrong_fail(model_class, failed):
+    assert failed in check(MUP, model_class=model_class).failed
+
+
+def never(*args):
+    raise AssertionError("measured again")
+
+
+def command(tmp_path, *options: str) -> list[str]:
+    return ["tune", "verify", *arguments({"tune.dir": tmp_path / "verify"}), *options]
+
+
+def test_the_verb_fails_a_standard_stack_and_writes_a_layer_that_fit_takes(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(gpt_lightning.tune.verify.verb, "SEEDS", 1)
+    assert main(command(tmp_path)) == 1
+    out, err = capfd.readouterr()
+    assert out.rstrip().splitlines()[-1].startswith("FAIL: with parametrization standard") and err == ""
+    tuned, result = (tmp_path / "verify" / name for name in ("tuned.yaml", "result.json"))
+    assert yaml.safe_load(tuned.read_text()) == {"model": {"gpt": {"parametrization": "mup", "base_d_model": 16}}}
+    assert json.loads(result.read_text())["passed"] is False and (tmp_path / "verify" / "figure.png").is_file()
+    corpus = {"data.corpus": write_text(tmp_path / "text.txt"), "data.corpora_dir": tmp_path / "corpora"}
+    run([f"--config={tuned}", *arguments({**corpus, "run_dir": tmp_path / "run"})])
+    assert "parametrization: mup" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_the_verb_passes_mup_resumes_and_answers_one_question(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(gpt_lightning.tune.verify.verb, "SEEDS", 1)
+    mup = ["--model.gpt.parametrization=mup", "--model.gpt.base_d_model=8"]
+    assert main(command(tmp_path, *mup)) == 0
+    first = capfd.readouterr().out
+    assert first.rstrip().splitlines()[-1].startswith("PASS: what you tune at d_model 8 holds at other widths")
+    monkeypatch.setattr(gpt_lightning.tune.verify.checks, "movements", never)
+    assert main(command(tmp_path, *mup, "--model.optim.lr=0.5")) == 0  # which the miniatures do not take
+    assert capfd.readouterr().out == first
+    assert main(command(tmp_path, *mup, "--model.optim.name=muon")) == 2
+    assert "model.optim.name 'adamw' (now 'muon')" in capfd.readouterr().err
+
+
+def test_a_mended_model_is_measured_anew(tmp_path, monkeypatch):
+    file = tmp_path / "my_changed_model.py"
+    file.write_text("from gpt_lightning.model.gpt import GPT\n\n\nclass MyGPT(GPT):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    my_gpt = gpt_lightning.tune.verify.verb.import_model_class("my_changed_model.MyGPT")
+    before = fingerprint(my_gpt, MUP)
+    assert before == fingerprint(my_gpt, MUP) != fingerprint(GPT, MUP)
+    file.write_text(file.read_text() + "# mended\n")
+    assert fingerprint(my_gpt, MUP) != before
+
+
+@pytest.mark.parametrize(
+    ("model_class", "message"),
+    [
+        ("nowhere.MyGPT", "nowhere.MyGPT: No module named 'nowhere'; expected an import path"),
+        ("MyGPT", "expected an import path such as my_package.MyGPT"),
+        ("gpt_lightning.model.gpt.MLP", "is not a subclass of gpt_lightning.model.gpt.GPT"),
+    ],
+)
+def test_a_bad_model_class_is_one_line(model_class, message, tmp_path, capfd):
+    assert main(command(tmp_path, f"--tune.model_class={model_class}")) == 2
+    error = capfd.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "verify").exists()
