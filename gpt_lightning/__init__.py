@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gpt_lightning.run as _  # first: the function of that name below, not the package, is gl.run  # noqa: F401
+
 if TYPE_CHECKING:
     from gpt_lightning.serve.text import TextGenerator
 
@@ -29,7 +31,7 @@ def run(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, in Jupyter without ipywidgets
         if verb == "fit":
-            from gpt_lightning.training import fit
+            from gpt_lightning.run import fit
 
             return fit.run(arguments)
         return _tune(verb, arguments, (options or {}).get("tune.dir", f"runs/{verb.split()[-1]}"))

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 VERBS = {
     "prepare": ("gpt_lightning.data.prepare.prepare:main", "text -> tokenizer, token shards and manifest"),
-    "fit": ("gpt_lightning.training.fit:fit_main", "train a model: one run, one folder"),
-    "validate": ("gpt_lightning.training.fit:validate_main", "score a run's checkpoint on the validation split"),
-    "test": ("gpt_lightning.training.fit:test_main", "score a run's checkpoint on the test split"),
-    "predict": ("gpt_lightning.training.fit:predict_main", "write the loss of every validation sequence"),
+    "fit": ("gpt_lightning.run.fit:fit_main", "train a model: one run, one folder"),
+    "validate": ("gpt_lightning.run.fit:validate_main", "score a run's checkpoint on the validation split"),
+    "test": ("gpt_lightning.run.fit:test_main", "score a run's checkpoint on the test split"),
+    "predict": ("gpt_lightning.run.fit:predict_main", "write the loss of every validation sequence"),
     "tune suggest": ("gpt_lightning.tune.suggest.verb:main", "what the published laws say for this corpus and budget"),
     "tune lr": ("gpt_lightning.tune.lr.verb:main", "the best learning rate: range test, then short whole runs"),
     "tune batch": ("gpt_lightning.tune.batch.verb:main", "largest and fastest micro-batch, critical batch, new lr"),

@@ -14,8 +14,8 @@ from lightning.pytorch import Callback
 from gpt_lightning.model.loss import linear_cross_entropy
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.optim.optimizer import build_optimizer
-from gpt_lightning.training.fit import quiet
-from gpt_lightning.training.gpt_cli import GPTCLI
+from gpt_lightning.run.fit import quiet
+from gpt_lightning.run.gpt_cli import GPTCLI
 
 BATCH_TOKENS = 4096
 

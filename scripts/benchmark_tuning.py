@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import gpt_lightning as gl
-from gpt_lightning.training.fit import quiet
+from gpt_lightning.run.fit import quiet
 from gpt_lightning.tune.lr.verb import LearningRateConfig, tune_learning_rate
 from gpt_lightning.tune.results import IfExists, TuneFolder
 from gpt_lightning.tune.trials import TuneCLI

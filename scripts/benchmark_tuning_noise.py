@@ -13,8 +13,8 @@ from lightning.pytorch import seed_everything
 from torch.nn import functional as F
 
 from gpt_lightning.callbacks.gradient_noise import GradientNoiseScale
-from gpt_lightning.training.fit import quiet
-from gpt_lightning.training.gpt_cli import GPTCLI
+from gpt_lightning.run.fit import quiet
+from gpt_lightning.run.gpt_cli import GPTCLI
 from gpt_lightning.tune.batch.micro_batch import StepTimes
 from gpt_lightning.tune.trials import TuneCLI
 

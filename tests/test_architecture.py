@@ -12,7 +12,7 @@ FLOORS = [  # lowest first; rooms on one floor do not know each other
     {"model", "data", "optim", "report"},
     {"checkpoint"},
     {"module", "callbacks", "evaluate"},
-    {"training"},
+    {"run"},
     {"tune", "serve"},
     {"cli", "__init__", "__main__"},
 ]

@@ -47,7 +47,7 @@ def test_tune_alone_lists_its_verbs(capsys):
 
 
 def test_flags_win_over_layers_wherever_they_stand(tmp_path, monkeypatch):
-    from gpt_lightning.training.gpt_cli import GPTCLI
+    from gpt_lightning.run.gpt_cli import GPTCLI
     from tests.fixtures import arguments, write_text
 
     monkeypatch.chdir(tmp_path)

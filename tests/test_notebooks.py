@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-FIGURES = ("figures.", "show(")  # how the last line of a cell that draws begins
+FIGURES = ("curves.", "show(")  # how the last line of a cell that draws begins
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

@@ -1,10 +1,12 @@
 """metrics.csv of a run: one row per measurement, keyed by tokens; written row by row, read as a DataFrame."""
 
 import csv
-import os
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gpt_lightning import files
 
 if TYPE_CHECKING:
     import pandas
@@ -50,9 +52,8 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _rewrite(path: Path, columns: list[str], rows: Iterable[dict[str, str]]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, text.getvalue())

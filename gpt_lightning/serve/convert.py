@@ -70,7 +70,7 @@ def import_run(source: Path, path: Path) -> None:
     from gpt_lightning.checkpoint import gpt_config_to_dict, write_checkpoint
     from gpt_lightning.data.tokenizer import Tokenizer
     from gpt_lightning.model.huggingface import import_gpt2
-    from gpt_lightning.training.folder import RunDir
+    from gpt_lightning.run.folder import RunDir
 
     run_dir = RunDir(path)
     run_dir.check("refuse")

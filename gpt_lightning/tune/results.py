@@ -7,16 +7,16 @@ after an interruption measures only what is missing. A folder belongs to one que
 are refused by name.
 """
 
-import fcntl
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import yaml
+
+from gpt_lightning import files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,15 +42,14 @@ class TuneFolder:
         self._check(if_exists)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] = (self.path / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = files.lock(self.path / ".lock")
         except BlockingIOError:
             raise ValueError(f"{self.path} is in use by another process; choose another --tune.dir") from None
         except OSError as error:
             raise ValueError(f"cannot write to {self.path}: {error.strerror}; choose another --tune.dir") from error
         if if_exists == "overwrite":
             self._clear()
-        _write(self.path / "settings.json", json.dumps(self._settings, indent=2) + "\n")
+        files.write_text(self.path / "settings.json", json.dumps(self._settings, indent=2) + "\n")
         self._measured = self._read()
 
     def measured(self, key: str, measure: Callable[[], Any]) -> Any:
@@ -74,12 +73,12 @@ class TuneFolder:
         tuned: nested keys of the stack, only those that the verb decided. header: comment lines, without the #.
         """
         values = _json({**result, "tuned": flatten(tuned)})
-        _write(self.path / "result.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
-        figure.savefig(self.path / ".figure.tmp.png", dpi=120)
-        os.replace(self.path / ".figure.tmp.png", self.path / "figure.png")
+        files.write_text(self.path / "result.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
+        with files.replacing(self.path / "figure.png") as file:
+            figure.savefig(cast(IO[bytes], file), format="png", dpi=120)
         comment = "".join(f"# {line}\n" for line in header.splitlines())
         layer = yaml.safe_dump(dict(tuned), sort_keys=False, default_flow_style=False) if tuned else "{}\n"
-        _write(self.path / "tuned.yaml", comment + layer)
+        files.write_text(self.path / "tuned.yaml", comment + layer)
 
     def close(self) -> None:
         """Let others have the folder."""
@@ -108,11 +107,7 @@ class TuneFolder:
 
     def _clear(self) -> None:
         for name in reversed(CONTENTS):  # settings.json, which says whose the rest is, last
-            path = self.path / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            files.remove(self.path / name)
 
     def _read(self) -> dict[str, Any]:
         file = self.path / "measured.jsonl"
@@ -121,7 +116,7 @@ class TuneFolder:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
         if len(whole) < len(lines):  # cut short by a kill
-            _write(file, "".join(whole))
+            files.write_text(file, "".join(whole))
         rows = [json.loads(line) for line in whole]
         return {row["key"]: row["value"] for row in rows}
 
@@ -141,9 +136,3 @@ def _json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

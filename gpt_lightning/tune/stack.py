@@ -18,7 +18,7 @@ from gpt_lightning.data.prepare.prepare import PrepareConfig
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.schedules import ScheduleConfig
-from gpt_lightning.training.spelling import load_counts
+from gpt_lightning.run.spelling import load_counts
 
 GROUPS = {
     "model.gpt": GPTConfig,

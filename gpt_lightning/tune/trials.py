@@ -25,9 +25,9 @@ from gpt_lightning.callbacks.horizon import TokenHorizon
 from gpt_lightning.callbacks.metrics import MAX_SKIPPED_STEPS
 from gpt_lightning.data.mixture import as_mixture, open_mixture
 from gpt_lightning.data.prepare.prepare import PrepareConfig
-from gpt_lightning.training.fit import quiet
-from gpt_lightning.training.folder import RunDir
-from gpt_lightning.training.gpt_cli import GPTCLI
+from gpt_lightning.run.folder import RunDir
+from gpt_lightning.run.gpt_cli import GPTCLI
+from gpt_lightning.terminal import quiet
 
 WITHOUT_EFFECT = (  # on trials: of the stack, and of its trainer
     *("samples", "val_interval_tokens", "gradient_noise"),

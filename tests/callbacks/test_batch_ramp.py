@@ -13,9 +13,9 @@ from torch.nn import functional as F
 import gpt_lightning as gl
 from gpt_lightning import cli
 from gpt_lightning.callbacks.batch_ramp import BatchRamp, check_ramp, ramp_accumulation
-from gpt_lightning.training.gpt_cli import GPTCLI
+from gpt_lightning.run.gpt_cli import GPTCLI
 from tests.fixtures import TINY, arguments, assert_equal, fit_in_process, read, write_text
-from tests.training.test_resume import assert_same_run
+from tests.run.test_resume import assert_same_run
 
 # Micro-steps of 32 tokens, 8 of them in a full step; by hand, with a ramp of 1 + 7 tokens / 1024 micro-steps:
 STEPS = [1] * 6 + [2] * 5 + [4] * 4 + [8] * 2

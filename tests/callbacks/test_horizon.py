@@ -7,7 +7,7 @@ from lightning.pytorch.tuner import Tuner
 
 import gpt_lightning as gl
 from gpt_lightning.report.metrics_csv import read_metrics
-from gpt_lightning.training.gpt_cli import GPTCLI
+from gpt_lightning.run.gpt_cli import GPTCLI
 from tests.fixtures import TINY, arguments, write_text
 
 

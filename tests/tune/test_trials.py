@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from gpt_lightning.report.metrics_csv import read_metrics
-from gpt_lightning.training.fit import run
+from gpt_lightning.run.fit import run
 from gpt_lightning.tune.suggest.advice import ramp_layer
 from gpt_lightning.tune.trials import TuneCLI
 from tests.fixtures import arguments, environment, write_text

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, Trainer
 
-from gpt_lightning.training.fit import quiet
+from gpt_lightning.terminal import quiet
 from gpt_lightning.tune.results import TuneFolder
 from gpt_lightning.tune.trials import TuneCLI
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gpt_lightning.training.gpt_cli import say
+from gpt_lightning.terminal import say
 from gpt_lightning.tune.lr.figure import learning_rate_figure
 from gpt_lightning.tune.lr.halving import Search, search
 from gpt_lightning.tune.lr.range_test import RaiseLearningRate, RangeTest

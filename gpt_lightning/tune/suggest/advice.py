@@ -8,6 +8,7 @@ from typing import Any
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.flops import count_parameters
 from gpt_lightning.optim.config import OptimConfig
+from gpt_lightning.terminal import short
 from gpt_lightning.tune.suggest.laws import LAWS, Case, Law, compute_optimal, gpt3_row
 
 MIN_TOKENS_PER_PARAMETER = 20  # about compute-optimal (Hoffmann et al. 2022, arXiv 2203.15556)
@@ -100,14 +101,6 @@ def budget_warnings(case: Case, n_flops: float, epochs: float, batch_tokens: int
 def passes(epochs: float) -> str:
     """0.583, 9.54, 795, 95,400."""
     return f"{epochs:.3g}" if epochs < 1000 else f"{epochs:,.0f}"
-
-
-def short(count: float) -> str:
-    """1.8M, 2.07B."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.3g}"
 
 
 def accumulation_warning(

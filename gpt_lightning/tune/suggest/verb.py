@@ -19,9 +19,10 @@ from gpt_lightning.data.mixture import open_mixture
 from gpt_lightning.data.shards import Split
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.flops import flops_per_token
+from gpt_lightning.terminal import short
 from gpt_lightning.tune.results import IfExists, TuneFolder
 from gpt_lightning.tune.stack import Stack, n_devices, read_stack
-from gpt_lightning.tune.suggest.advice import Run, advise, passes, ramp_layer, short
+from gpt_lightning.tune.suggest.advice import Run, advise, passes, ramp_layer
 from gpt_lightning.tune.suggest.figure import law_figure
 
 

@@ -10,8 +10,8 @@ from lightning.pytorch.tuner import Tuner
 
 import gpt_lightning as gl
 from gpt_lightning.cli import main
-from gpt_lightning.training.fit import quiet
-from gpt_lightning.training.gpt_cli import GPTCLI
+from gpt_lightning.run.fit import quiet
+from gpt_lightning.run.gpt_cli import GPTCLI
 from tests.fixtures import TINY, arguments, write_text
 
 OPTIONS = {"data.corpus": "text.txt", "max_tokens": 20 * 1280, "model.gpt.dropout": 0.0, "val_interval_tokens": 99999}

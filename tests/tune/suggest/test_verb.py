@@ -313,7 +313,7 @@ def test_every_config_is_read(folder):
 
 
 def test_mappings_are_replaced_by_later_layers_as_fit_does(folder, tmp_path):
-    from gpt_lightning.training.gpt_cli import GPTCLI
+    from gpt_lightning.run.gpt_cli import GPTCLI
 
     (tmp_path / "one.yaml").write_text("model: {optim: {lr_ratios: {hidden: 2.0, vector: 3.0}}}\n")
     (tmp_path / "two.yaml").write_text("model: {optim: {lr_ratios: {readout: 4.0}}}\n")

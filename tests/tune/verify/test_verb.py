@@ -17,7 +17,7 @@ from gpt_lightning.cli import main
 from gpt_lightning.model.gpt import GPT, MLP, GPTConfig, init_weights, seeded_generator
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.optim.config import OptimConfig
-from gpt_lightning.training.fit import run
+from gpt_lightning.run.fit import run
 from gpt_lightning.tune.verify.equivalence import SIGMAS, initial_std
 from gpt_lightning.tune.verify.miniature import Miniature
 from gpt_lightning.tune.verify.verb import VerifyResult, fingerprint, verify

@@ -59,7 +59,7 @@ def test_one_line_and_nothing_written(case, capsys):
 
 
 def test_a_run_is_not_overwritten_silently_and_a_running_one_not_at_all(capsys):
-    from gpt_lightning.training.folder import RunDir
+    from gpt_lightning.run.folder import RunDir
 
     options = {"data.corpus": "text.txt", "max_tokens": 64, "run_dir": "run"}
     assert cli.main(["fit", *arguments(options)]) == 0

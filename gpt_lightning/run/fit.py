@@ -4,12 +4,9 @@ gpt_cli.py turns the stack into objects; here they run, and leave config.yaml, t
 what the callbacks write.
 """
 
-import logging
 import math
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,8 +15,9 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from gpt_lightning.checkpoint import find_checkpoint
-from gpt_lightning.training.gpt_cli import GPTCLI, is_rank_zero, say
-from gpt_lightning.training.summary import print_scores, print_start, print_summary, summarise
+from gpt_lightning.run.gpt_cli import GPTCLI, is_rank_zero
+from gpt_lightning.run.summary import print_scores, print_start, print_summary, summarise
+from gpt_lightning.terminal import quiet, say
 
 
 def run(args: Sequence[str], verb: str = "fit") -> dict[str, Any]:
@@ -84,31 +82,6 @@ def _evaluate(cli: GPTCLI, verb: str) -> dict[str, Any]:
     cli.run_dir.write_text("predictions.csv", "\n".join(["sequence,loss", *rows]) + "\n")
     say(f"loss of {len(rows)} sequences, in nats per token: {cli.run_dir / 'predictions.csv'}")
     return {"predictions": str(cli.run_dir / "predictions.csv"), "n_sequences": len(rows)}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Lightning's and torch's tips and known deprecations off the screen; problems still show."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        for pattern in (
-            ".*does not have many workers.*",  # memory maps are faster without workers (data/datamodule.py)
-            ".*LeafSpec.*",  # torch 2.13 about its own pytree
-            ".*Checkpoint directory .* exists and is not empty.*",  # the run folder guards that
-            ".*Trying to infer the `batch_size`.*",
-            ".*Precision bf16-mixed is not supported by the model summary.*",
-            ".*The `lr_scheduler.step\\(\\)`.*",
-            ".*isinstance\\(treespec.*",
-        ):
-            warnings.filterwarnings("ignore", message=pattern)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def fit_main(arguments: list[str]) -> int:

@@ -36,9 +36,10 @@ from gpt_lightning.model.loss import LossConfig
 from gpt_lightning.module import GPTModule
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.schedules import ScheduleConfig
-from gpt_lightning.training.checkpoint_io import AtomicCheckpointIO
-from gpt_lightning.training.folder import IfExists, RunDir
-from gpt_lightning.training.spelling import did_you_mean, flags_last, load_counts, plain_count
+from gpt_lightning.run.checkpoint_io import AtomicCheckpointIO
+from gpt_lightning.run.folder import IfExists, RunDir
+from gpt_lightning.run.spelling import did_you_mean, flags_last, load_counts, plain_count
+from gpt_lightning.terminal import say
 
 VERBS = {
     "fit": "Train a model: one stack of YAML layers and flags, one run folder.",
@@ -153,7 +154,7 @@ class GPTCLI(LightningCLI):
         config.trainer.max_epochs = -1  # the end is TokenHorizon's
         config.trainer.check_val_every_n_epoch = None
         config.trainer.precision, why = supported_precision(config.trainer.precision, config.trainer.accelerator)
-        if why:
+        if why and is_rank_zero():
             say(why)
         config.samples.path = config.samples.path or str(self.run_dir / "samples.txt")
 
@@ -234,9 +235,3 @@ def _micro_step_tokens(data: Any, world_size: int = 1) -> int:
 def is_rank_zero() -> bool:
     """Whether this process is the first of the run; known before the Trainer is."""
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-@rank_zero_only
-def say(line: str) -> None:
-    """One line for the user, from one process."""
-    print(line, flush=True)

@@ -11,7 +11,7 @@ import gpt_lightning as gl
 from gpt_lightning.checkpoint import load_gpt
 from gpt_lightning.cli import main
 from gpt_lightning.report.metrics_csv import append_metrics, read_metrics, truncate_metrics
-from gpt_lightning.training.gpt_cli import GPTCLI, supported_precision
+from gpt_lightning.run.gpt_cli import GPTCLI, supported_precision
 from tests.fixtures import TINY, arguments, fit_in_process, write_text
 
 

@@ -20,6 +20,7 @@ from gpt_lightning.callbacks.batch_ramp import BatchRamp
 from gpt_lightning.data.datamodule import CorpusDataModule
 from gpt_lightning.model.flops import count_parameters
 from gpt_lightning.module import GPTModule
+from gpt_lightning.terminal import duration, short
 
 COMPRESSED_BYTES = 50_000_000  # of validation text at most: xz -9e manages a few MB per second
 
@@ -67,8 +68,8 @@ def print_start(
     config, counts = module.gpt_config, count_parameters(module.gpt_config)
     console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"model  {config.n_layers} layers x {config.d_model}, {_short(counts.total)} parameters "
-        f"({_short(counts.non_embedding)} without embeddings), vocabulary {config.vocab_size:,}"
+        f"model  {config.n_layers} layers x {config.d_model}, {short(counts.total)} parameters "
+        f"({short(counts.non_embedding)} without embeddings), vocabulary {config.vocab_size:,}"
     )
     ramps = [callback for callback in trainer.callbacks if isinstance(callback, BatchRamp)]  # type: ignore[attr-defined]
     steps = ramps[0].describe() if ramps else f"{math.ceil(module.max_tokens / data.batch_tokens):,} x "
@@ -84,7 +85,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     """The final table and the next commands."""
     console = Console(highlight=False, soft_wrap=True)
     if "val/loss" not in summary:  # limit_val_batches 0: no score, no checkpoint
-        console.print(f"{summary['tokens']:,} tokens in {_duration(summary['elapsed_seconds'])}, not validated")
+        console.print(f"{summary['tokens']:,} tokens in {duration(summary['elapsed_seconds'])}, not validated")
         return
     table = Table(title="validation", title_justify="left", title_style="bold", show_header=True)
     for column in ("", "loss (nats/token)", "perplexity", "bits per byte"):
@@ -101,7 +102,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             table.add_row(name, "", "", f"{summary[key]:.4f}")
     console.print(table)
     run_dir = summary["run_dir"]
-    console.print(f"{summary['tokens']:,} tokens in {_duration(summary['elapsed_seconds'])}")
+    console.print(f"{summary['tokens']:,} tokens in {duration(summary['elapsed_seconds'])}")
     console.print(f"checkpoint  {run_dir}/checkpoints/best.ckpt")
     console.print("next        " + f'gpt-lightning generate --run {run_dir} --prompt "def "')
     console.print(f"            gpt-lightning export --run {run_dir} --output {run_dir}/huggingface")
@@ -114,15 +115,3 @@ def print_scores(scores: dict[str, float], checkpoint: Path) -> None:
     console.print(f"checkpoint  {checkpoint}")
     for key, value in scores.items():
         console.print(f"{key:20s}{value:.4f}")
-
-
-def _short(count: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f}{unit}"
-    return f"{count:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

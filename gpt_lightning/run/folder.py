@@ -6,15 +6,13 @@ One process owns a folder at a time, by a lock that the kernel drops when the pr
 folder is free. A folder that holds a run is never written over unless that is asked for.
 """
 
-import fcntl
 import json
-import os
-import shutil
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from gpt_lightning import files
 from gpt_lightning.checkpoint import verify_checkpoint
 
 IfExists = Literal["refuse", "resume", "overwrite"]
@@ -49,17 +47,15 @@ class RunDir:
         """Make the folder ours, or raise ValueError: another process has it, or `check` refuses."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = files.lock(self.path / ".lock")
+        except BlockingIOError:
+            raise ValueError(f"{self.path} is in use by another run; choose another --run_dir") from None
         except OSError as error:
             raise ValueError(f"cannot write to {self.path}: {error.strerror}; choose another --run_dir") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{self.path} is in use by another run; choose another --run_dir") from None
         held = self.check(if_exists)
         if if_exists == "overwrite":
             for name in held:
-                _remove(self.path / name)
+                files.remove(self.path / name)
 
     def release(self) -> None:
         """Let others have the folder."""
@@ -87,17 +83,8 @@ class RunDir:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder, whole or not at all."""
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        files.write_text(self.path / name, text)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         self.write_text("summary.json", json.dumps(summary, indent=2) + "\n")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
