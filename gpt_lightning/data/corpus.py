@@ -7,7 +7,8 @@
              val-00000.bin ...
 
 Opening costs no more than a few file sizes, so it is done every time; it finds a shard that was truncated, padded or
-swapped and a tokenizer that is not the corpus's. `verify` reads everything and finds a single flipped bit.
+swapped and a tokenizer that is not the corpus's. Before the first training `check_digests` reads everything once and
+finds a single flipped bit; `verify` does so again.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_lightning.data import formats
+from gpt_lightning.data import digests, formats
 from gpt_lightning.data.prepare.writer import FORMAT, VERSION
 from gpt_lightning.data.shards import Shard, Split, map_file
 from gpt_lightning.data.tokenizer import Tokenizer
@@ -163,9 +164,14 @@ def open_corpus(path: Path | str, tokenizer: Path | str | None = None, val_fract
     raise ValueError(f"{path} is not a corpus (no manifest.json); make one with gpt-lightning prepare")
 
 
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def check_digests(corpus: Corpus, afresh: bool = False) -> None:
+    """Compare a prepared corpus with its manifest's checksums: each file once, with `afresh` all of them again.
+
+    Raises ValueError naming the bad file. Foreign formats carry no checksums and pass.
+    """
+    shards = corpus.manifest.get("shards", ())
+    pairs = [(f"{e['name']}.{suffix}", e[f"{suffix}_sha256"]) for e in shards for suffix in ("bin", "idx")]
+    digests.check(corpus.path, dict(pairs), afresh)
 
 
 def verify(path: Path | str) -> Corpus:
@@ -173,8 +179,5 @@ def verify(path: Path | str) -> Corpus:
     corpus = open_corpus(path)
     if not corpus.manifest:
         raise ValueError(f"{path} carries no checksums to verify; only corpora made by gpt-lightning prepare do")
-    for entry in corpus.manifest["shards"]:
-        for suffix in ("bin", "idx"):
-            file = corpus.path / f"{entry['name']}.{suffix}"
-            _expect(file, "sha256", entry[f"{suffix}_sha256"], _file_sha256(file))
+    check_digests(corpus, afresh=True)
     return corpus

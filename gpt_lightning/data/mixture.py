@@ -6,7 +6,7 @@ Shared by the data module, which trains on them, and by what only looks at them.
 from collections.abc import Mapping
 from pathlib import Path
 
-from gpt_lightning.data.corpus import Corpus, is_corpus, open_corpus
+from gpt_lightning.data.corpus import Corpus, check_digests, is_corpus, open_corpus
 from gpt_lightning.data.prepare.prepare import PrepareConfig, default_output, prepare
 
 CORPUS = "stdlib"
@@ -25,11 +25,17 @@ def as_mixture(corpus: str | Mapping[str, float]) -> dict[str, float]:
 
 
 def open_source_corpus(source: str, config: PrepareConfig, corpora_dir: Path | str) -> Corpus:
-    """One corpus, prepared first where it is still text. Raises ValueError as `prepare` and `open_corpus` do."""
+    """One corpus, prepared first where it is still text; its files are read once to see that they are as written.
+
+    Raises ValueError as `prepare`, `open_corpus` and `check_digests` do.
+    """
     if is_corpus(source):
         given = None if config.tokenizer == "bytes" else config.tokenizer
-        return open_corpus(source, given, config.val_fraction)
-    return prepare(source, default_output(source, config, corpora_dir), config)
+        corpus = open_corpus(source, given, config.val_fraction)
+    else:
+        corpus = prepare(source, default_output(source, config, corpora_dir), config)
+    check_digests(corpus)
+    return corpus
 
 
 def open_mixture(mixture: Mapping[str, float], config: PrepareConfig, corpora_dir: Path | str) -> list[Corpus]:

@@ -19,7 +19,10 @@ import numpy as np
 import tiktoken
 import tokenizers
 
+from gpt_lightning.files import write_text
+
 EOT = "<|endoftext|>"
+LARGEST_VOCABULARY = 1_000_000  # four times the largest in use; `tokenizers` aborts the process on some 1e11
 
 # GPT-2's pre-tokenizer (Radford et al. 2019) in tiktoken's form: possessive quantifiers, the same matches, faster.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -176,10 +179,12 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
         """Learn merges from `texts` up to `vocab_size` ids (fewer when no pair repeats). Same texts, same tokenizer.
 
-        Raises ValueError below 257: 256 bytes and `<|endoftext|>` always have an id.
+        Raises ValueError below 257 (256 bytes and `<|endoftext|>` always have an id) and above LARGEST_VOCABULARY.
         """
-        if vocab_size < 257:
-            raise ValueError(f"vocab_size is {vocab_size}; at least 257 are needed (256 bytes and {EOT})")
+        if not 257 <= vocab_size <= LARGEST_VOCABULARY:
+            raise ValueError(
+                f"vocab_size is {vocab_size}; expected 257 (256 bytes and {EOT}) to {LARGEST_VOCABULARY:,}, such as 8192"
+            )
         base = tokenizers.Tokenizer(tokenizers.models.BPE())
         base.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = tokenizers.trainers.BpeTrainer(
@@ -199,7 +204,7 @@ class Tokenizer:
         return cls(base.to_str())
 
     def save(self, path: Path | str) -> None:
-        Path(path).write_text(self.json, encoding="utf-8")
+        write_text(Path(path), self.json)
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str]]:
         return Tokenizer, (self.json,)  # spawned training processes rebuild it from its text

@@ -7,14 +7,13 @@ skipped but the causal masks that old files hold.
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gpt_lightning.files import new_folder
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.growth import to_standard
 
@@ -104,19 +103,12 @@ def export_gpt2(gpt: GPT, tokenizer_json_path: str | Path, folder: str | Path) -
     tokenizer_json = Path(tokenizer_json_path).read_text(encoding="utf-8")
     eot_id = _eot_id(tokenizer_json_path, tokenizer_json, config.vocab_size)
     dtype = str(gpt.wte.weight.dtype).removeprefix("torch.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
-    temporary.mkdir()
-    try:
-        _write_json(temporary / "config.json", _their_config(config, eot_id) | {"dtype": dtype})
-        _write_json(temporary / "generation_config.json", _special_ids(eot_id))
-        _write_json(temporary / "tokenizer_config.json", _tokenizer_config(config.context_length))
-        (temporary / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        save_file(_their_state(to_standard(gpt)), temporary / "model.safetensors", metadata={"format": "pt"})
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with new_folder(folder) as partial:
+        _write_json(partial / "config.json", _their_config(config, eot_id) | {"dtype": dtype})
+        _write_json(partial / "generation_config.json", _special_ids(eot_id))
+        _write_json(partial / "tokenizer_config.json", _tokenizer_config(config.context_length))
+        (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        save_file(_their_state(to_standard(gpt)), partial / "model.safetensors", metadata={"format": "pt"})
 
 
 def _their_name(name: str) -> str:

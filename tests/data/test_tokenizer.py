@@ -157,8 +157,12 @@ def test_merges_that_tiktoken_would_apply_differently_are_noticed():
         Tokenizer.from_json(json.dumps(spec))
 
 
-def test_a_vocabulary_below_257_or_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="at least 257"):
-        Tokenizer.train(["text"], 256)
+@pytest.mark.parametrize("vocab_size", [256, -1, 1_000_001, 99_999_999_999])
+def test_a_vocabulary_that_native_code_cannot_train_is_an_error_and_no_abort(vocab_size):
+    with pytest.raises(ValueError, match=f"vocab_size is {vocab_size}; expected 257 .* to 1,000,000"):
+        Tokenizer.train(["text"], vocab_size)
+
+
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"none\.json"):
         Tokenizer.from_file(tmp_path / "none.json")

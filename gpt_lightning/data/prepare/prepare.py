@@ -17,14 +17,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from gpt_lightning.data.corpus import Corpus, open_corpus, read_manifest, verify
 from gpt_lightning.data.prepare.encode import HASHES, Splitter, encode_splits, name_hash
 from gpt_lightning.data.prepare.sources import Source, open_source
-from gpt_lightning.data.prepare.writer import SplitWriter, locked, replacing, token_dtype, write_manifest
+from gpt_lightning.data.prepare.writer import SplitWriter, locked, token_dtype, write_manifest
 from gpt_lightning.data.tokenizer import Tokenizer
+from gpt_lightning.files import new_folder
+from gpt_lightning.terminal import progress
+
+_BAR = (TextColumn("{task.description}"), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn())
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class PrepareConfig:
     """How raw text becomes a corpus."""
 
     vocab_size: int = 8192
-    """Ids to train the tokenizer for, `<|endoftext|>` included; at least 257."""
+    """Ids to train the tokenizer for, `<|endoftext|>` included; 257 to 1,000,000."""
     tokenizer: str | None = None
     """Use this tokenizer.json, or "bytes" for one id per byte, instead of training one."""
     tokenizer_sample_bytes: int = 50_000_000
@@ -113,28 +116,17 @@ def _write_splits(folder: Path, source: Source, tokenizer: Tokenizer, config: Pr
         writers = {
             split: SplitWriter(folder, split, tokenizer.vocab_size, config.shard_tokens) for split in ("train", "val")
         }
-        with _progress() as progress:
-            task = progress.add_task("encoding", total=source.n_bytes)
+        with progress(*_BAR) as bar:
+            task = bar.add_task("encoding", total=source.n_bytes)
             for split, encoded in encode_splits(source, tokenizer, splitter, config.n_threads):
                 writers[split].append(*encoded)
-                progress.advance(task, int(encoded.text_bytes.sum()))
+                bar.advance(task, int(encoded.text_bytes.sum()))
         for writer in writers.values():
             writer.close()
         if not splitter.rebalance():
             return writers["train"].shards + writers["val"].shards
         for file in folder.glob("*-0*"):
             file.unlink()
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _reuse(output: Path, recipe: dict[str, object]) -> Corpus:
@@ -162,7 +154,7 @@ def prepare(source: str, output: Path | str, config: PrepareConfig) -> Corpus:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ValueError(f"{output} exists and is not a corpus; choose another output or delete it")
         started = time.perf_counter()
-        with replacing(output) as folder:
+        with new_folder(output) as folder:
             tokenizer = tokenizer or _train_tokenizer(opened, config)
             shards = _write_splits(folder, opened, tokenizer, config)
             tokenizer.save(folder / "tokenizer.json")

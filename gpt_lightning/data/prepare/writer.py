@@ -1,21 +1,20 @@
 """Writing a corpus so that a half-written one can never be mistaken for a whole one.
 
 Shards and manifest are written into a hidden folder beside the destination, which then takes its name in one rename.
-A lock beside it makes processes that prepare the same corpus wait for the first one. The lock is the kernel's (flock):
-it dies with its process, so a kill -9 leaves at most the hidden folder, and the next call removes that.
+A lock beside it makes processes that prepare the same corpus wait for the first one. It dies with its process, so a
+kill -9 leaves at most the hidden folder, and the next call removes that (files.py).
 """
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+
+from gpt_lightning.files import HashingFile, lock, write_text
 
 FORMAT, VERSION = "gpt-lightning corpus", 1
 
@@ -25,32 +24,13 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 65536 else "<u4")
 
 
-class _HashedFile:
-    """A file that knows the SHA-256 of what was written to it."""
-
-    def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("wb")
-        self._hash = hashlib.sha256()
-
-    def write(self, array: np.ndarray) -> None:
-        data = np.ascontiguousarray(array).data.cast("B")
-        self._file.write(data)
-        self._hash.update(data)
-
-    def close(self) -> str:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return self._hash.hexdigest()
-
-
 class SplitWriter:
     """Appends documents to `<split>-00000.bin/.idx`, `-00001`, ...; a document never spans two shards."""
 
     def __init__(self, folder: Path, split: str, vocab_size: int, shard_tokens: int) -> None:
         self._folder, self._split, self._vocab_size, self._shard_tokens = folder, split, vocab_size, shard_tokens
         self._dtype = token_dtype(vocab_size)
-        self._open: tuple[_HashedFile, _HashedFile] | None = None
+        self._open: tuple[HashingFile, HashingFile] | None = None
         self.shards: list[dict[str, Any]] = []
 
     def append(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: np.ndarray) -> None:
@@ -74,18 +54,21 @@ class SplitWriter:
     def _write(self, tokens: np.ndarray, ends: np.ndarray, n_bytes: int) -> None:
         if self._open is None:
             name = f"{self._split}-{len(self.shards):05d}"
-            self._open = _HashedFile(self._folder / f"{name}.bin"), _HashedFile(self._folder / f"{name}.idx")
+            self._open = self._file(f"{name}.bin"), self._file(f"{name}.idx")
             counts = {"tokens": 0, "documents": 0, "text_bytes": 0, "max_id": 0}
             self.shards.append({"name": name, "split": self._split} | counts)
         shard = self.shards[-1]
-        self._open[0].write(tokens.astype(self._dtype, copy=False))
-        self._open[1].write((shard["tokens"] + ends).astype("<u8"))
+        self._open[0].write(tokens.astype(self._dtype).data)
+        self._open[1].write((shard["tokens"] + ends).astype("<u8").data)
         shard["tokens"] += len(tokens)
         shard["documents"] += len(ends)
         shard["text_bytes"] += n_bytes
         shard["max_id"] = max(shard["max_id"], int(tokens.max()))
         if shard["tokens"] >= self._shard_tokens:
             self.close()
+
+    def _file(self, name: str) -> HashingFile:
+        return HashingFile((self._folder / name).open("wb"))
 
     def close(self) -> None:
         """End the current shard; the next append starts another."""
@@ -97,10 +80,7 @@ class SplitWriter:
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Last file of a corpus; `manifest` without format and version."""
     text = json.dumps({"format": FORMAT, "version": VERSION} | manifest, indent=1)
-    with (folder / "manifest.json").open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_text(folder / "manifest.json", text + "\n")
 
 
 @contextlib.contextmanager
@@ -110,30 +90,16 @@ def locked(output: Path) -> Iterator[None]:
     output.parent.mkdir(parents=True, exist_ok=True)
     path = output.parent / f".{output.name}.lock"
     while True:
-        lock = path.open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        held = lock(path, wait=True)
         # The previous holder may have removed the file that we waited on.
-        if path.exists() and os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
+        if path.exists() and os.fstat(held.fileno()).st_ino == path.stat().st_ino:
             break
-        lock.close()
+        held.close()
     try:
         yield
     finally:
         path.unlink()
-        lock.close()
+        held.close()
         with contextlib.suppress(OSError):  # not empty: something was made
             for folder in missing:
                 folder.rmdir()
-
-
-@contextlib.contextmanager
-def replacing(output: Path) -> Iterator[Path]:
-    """A fresh folder to write into, which becomes `output` if the block ends well and disappears if it does not."""
-    partial = output.parent / f".{output.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
