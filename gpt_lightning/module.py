@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
 from gpt_lightning.checkpoint import check_same_model, gpt_config_to_dict, load_gpt_weights
+from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.model.flops import count_parameters
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.loss import IGNORED, LossConfig, linear_cross_entropy, token_nats
@@ -115,7 +116,9 @@ class GPTModule(LightningModule):
         # The middle of a step's tokens: no step has a learning rate of 0, and the area under the curve does not
         # depend on the batch size.
         data = _datamodule(self)
-        micro_step = data.micro_batch_size * data.context_length * self.trainer.world_size if data else 0
+        micro_step = (
+            micro_step_tokens(data.micro_batch_size, data.context_length, self.trainer.world_size) if data else 0
+        )
 
         def multiplier(step: int) -> float:
             half_batch = micro_step * self.trainer.accumulate_grad_batches / 2  # a batch ramp changes the accumulation

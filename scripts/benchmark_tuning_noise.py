@@ -13,6 +13,7 @@ from lightning.pytorch import seed_everything
 from torch.nn import functional as F
 
 from gpt_lightning.callbacks.gradient_noise import GradientNoiseScale
+from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.run.fit import quiet
 from gpt_lightning.run.gpt_cli import GPTCLI
 from gpt_lightning.tune.batch.micro_batch import StepTimes
@@ -85,7 +86,8 @@ def reported_noise_scale(folder: Path, b: int, k: int, ranks: int) -> float:
 def overhead(stack: list[str], settings: type, rounds: int = 5) -> float:
     """Median seconds of a step with the noise measured at every step over those without, in turns."""
     cli = TuneCLI(stack, "tune sweep", settings)
-    batch_tokens = 4 * cli.config.data.micro_batch_size * cli.config.data.context_length
+    data = cli.config.data
+    batch_tokens = 4 * micro_step_tokens(data.micro_batch_size, data.context_length)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for round_ in range(rounds + 1):
         for measured in seconds:

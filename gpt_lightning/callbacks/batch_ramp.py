@@ -15,12 +15,12 @@ still ends a step, and validations and checkpoints, which fall there, never cut 
 step follows from the tokens and micro-steps before it alone, so a resumed run needs no state.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
-LR_EXPONENT = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
+from gpt_lightning.optim.rescale import LRRule, StepSettings
 
 
 def ramp_accumulation(tokens: int, ramp_tokens: int, start: float, full: int, batch_idx: int = 0) -> int:
@@ -48,26 +48,25 @@ class BatchRamp(Callback):
     Args:
         start_batch_tokens: Tokens of the first steps, rounded down to a batch whose accumulation divides the full one.
         ramp_tokens: Tokens after which the batch is full (GPT-3: 4 to 12 billion); 0 turns the ramp off.
-        lr_rule: Multiply the learning rate by (batch / full batch) to the power 0, 1/2 or 1.
-        scale_beta2: Raise Adam's second beta to (batch / full batch), so that its memory in tokens stays
-            (arXiv 2507.07101).
+        lr_rule: Multiply the learning rate by (batch / full batch) to the power 0, 1/2 or 1; with 1/2 and 1 weight
+            decay follows, so that the weights' averaging time in tokens stays (optim/rescale.py).
+        scale_beta2: Raise Adam's second beta to (batch / full batch), so that its memory in tokens stays.
     """
 
     def __init__(
         self,
         start_batch_tokens: int = 32_768,
         ramp_tokens: int = 0,
-        lr_rule: Literal["none", "sqrt", "linear"] = "none",
+        lr_rule: LRRule = "none",
         scale_beta2: bool = False,
     ):
         for name, value, least in (("start_batch_tokens", start_batch_tokens, 1), ("ramp_tokens", ramp_tokens, 0)):
             if value < least:
                 raise ValueError(f"batch_ramp.{name} is {value}; expected at least {least}")
         self.start_batch_tokens, self.ramp_tokens = start_batch_tokens, ramp_tokens
-        self.lr_exponent, self.scale_beta2 = LR_EXPONENT[lr_rule], scale_beta2
+        self.lr_rule, self.scale_beta2, self._settings = lr_rule, scale_beta2, StepSettings()
         self._full, self._start = 1, 1.0  # micro-steps of a full and of the first step
         self._next: int | None = None  # micro-step at which the next step begins; None: now
-        self._betas: list[Any] | None = None  # of each group while a step's are in place
 
     def describe(self) -> str:
         """The start of a line that goes on with the full batch."""
@@ -92,18 +91,10 @@ class BatchRamp(Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         ratio = trainer.accumulate_grad_batches / self._full
-        self._betas = [group.get("betas") for group in optimizer.param_groups]
-        for group in optimizer.param_groups:
-            group["lr"] *= ratio**self.lr_exponent  # the scheduler sets it anew after the step
-            if self.scale_beta2 and "betas" in group:
-                group["betas"] = (group["betas"][0], group["betas"][1] ** ratio)
+        self._settings.rescale(optimizer.param_groups, ratio, self.lr_rule, self.scale_beta2)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._betas is not None:  # so that no checkpoint holds a step's own betas
-            for group, betas in zip(trainer.optimizers[0].param_groups, self._betas, strict=True):
-                if betas is not None:
-                    group["betas"] = betas
-            self._betas = None
+        self._settings.restore(trainer.optimizers[0].param_groups)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":

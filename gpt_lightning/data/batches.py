@@ -26,9 +26,14 @@ class BatchShape(NamedTuple):
     world_size: int = 1
 
 
+def micro_step_tokens(micro_batch_size: int, context_length: int, world_size: int = 1) -> int:
+    """Tokens of one micro-step over all devices."""
+    return micro_batch_size * context_length * world_size
+
+
 def accumulation(batch_tokens: int, micro_batch_size: int, context_length: int, world_size: int) -> int:
     """Micro-steps per optimizer step. Raises ValueError naming the nearest batch_tokens that divide evenly."""
-    unit = micro_batch_size * context_length * world_size
+    unit = micro_step_tokens(micro_batch_size, context_length, world_size)
     if batch_tokens > 0 and batch_tokens % unit == 0:
         return batch_tokens // unit
     below, above = batch_tokens // unit * unit, (batch_tokens // unit + 1) * unit

@@ -46,7 +46,7 @@ class Recorder(Callback):
     """Of every step: its micro-batches, and how far its gradient is from that of their mean loss, by plain autograd."""
 
     def __init__(self):
-        self.batches, self.steps, self.errors, self.betas = [], [], [], []
+        self.batches, self.steps, self.errors, self.settings = [], [], [], []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.batches.append(batch)
@@ -58,7 +58,7 @@ class Recorder(Callback):
         expected = torch.autograd.grad(loss, parameters)
         pairs = zip(parameters, expected, strict=True)
         self.errors.append(max(((p.grad - g).norm() / g.norm()).item() for p, g in pairs))
-        self.betas.append([group["betas"] for group in optimizer.param_groups])
+        self.settings.append([(group["betas"], group["weight_decay"]) for group in optimizer.param_groups])
         self.steps.append(len(self.batches))
         self.batches = []
 
@@ -111,11 +111,12 @@ def test_every_step_has_the_gradient_learning_rate_and_betas_of_its_own_samples(
         lrs.append(0.01 * factor * (1 - (tokens + n * 32 / 2) / 1536))
         tokens += n * 32
     assert [float(row["train/lr"]) for row in rows(folder) if row["train/lr"]] == pytest.approx(lrs)
-    for n, betas in zip(STEPS, recorder.betas, strict=True):
-        expected = 0.95 ** (n / 8) if options else 0.95
-        assert all(beta == pytest.approx((0.9, expected)) for beta in betas)
+    for n, groups in zip(STEPS, recorder.settings, strict=True):
+        beta2, decay = (0.95 ** (n / 8), 0.1 * (n / 8) ** 0.5) if options else (0.95, 0.1)
+        assert all(betas == pytest.approx((0.9, beta2)) for betas, _ in groups)
+        assert {round(found, 9) for _, found in groups} == {0.0, round(decay, 9)}, "vectors have none"
     groups = read(folder / "run" / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"]
-    assert all(tuple(group["betas"]) == (0.9, 0.95) for group in groups)
+    assert all(tuple(group["betas"]) == (0.9, 0.95) and group["weight_decay"] in (0, 0.1) for group in groups)
     assert built.trainer.accumulate_grad_batches == 8
 
 
@@ -152,15 +153,21 @@ def test_a_run_stopped_in_mid_ramp_goes_on_bit_for_bit(folder, monkeypatch, step
 def test_groups_without_betas_are_left_alone():
     class Holder:
         accumulate_grad_batches = 2
-        param_groups = [{"lr": 1.0, "betas": (0.9, 0.95)}, {"lr": 2.0, "momentum": 0.95}]
+        param_groups = [{"lr": 1.0, "betas": (0.9, 0.95)}, {"lr": 2.0, "momentum": 0.95, "weight_decay": 0.1}]
         optimizers = property(lambda self: [self])
 
     ramp, holder = BatchRamp(32, 1024, lr_rule="linear", scale_beta2=True), Holder()
     ramp._full = 8
     ramp.on_before_optimizer_step(holder, None, holder)
-    assert holder.param_groups == [{"lr": 0.25, "betas": (0.9, 0.95**0.25)}, {"lr": 0.5, "momentum": 0.95}]
+    assert holder.param_groups == [
+        {"lr": 0.25, "betas": (0.9, 0.95**0.25)},
+        {"lr": 0.5, "momentum": 0.95, "weight_decay": 0.1},
+    ]
     ramp.on_train_batch_end(holder, None, None, None, 0)
-    assert holder.param_groups == [{"lr": 0.25, "betas": (0.9, 0.95)}, {"lr": 0.5, "momentum": 0.95}]
+    assert holder.param_groups == [
+        {"lr": 0.25, "betas": (0.9, 0.95)},
+        {"lr": 0.5, "momentum": 0.95, "weight_decay": 0.1},
+    ]
 
 
 def test_the_noise_scale_is_measured_while_the_batch_grows(folder):

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.tune.batch.micro_batch import MicroBatch
 
 FARTHEST = 4  # times or a fraction of the present batch: the root rule for lr is an approximation
@@ -34,7 +35,7 @@ def choose_batch(
     critical = max(critical, context_length)  # less than a sequence is noise of the estimate
     choices = []
     for one in sizes:
-        unit = one.micro_batch_size * context_length * devices
+        unit = micro_step_tokens(one.micro_batch_size, context_length, devices)
         accumulations = {2**i for i in range(11)} | ({batch_tokens // unit} if batch_tokens % unit == 0 else set())
         for accumulation in accumulations:
             seconds = accumulation * one.micro_step_seconds + one.update_seconds

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.tune.trials import TuneCLI
 
 ACCUMULATION = 3
@@ -34,7 +35,7 @@ class MicroBatch:
 
     def tokens_per_second(self, context_length: int) -> float:
         """Of micro-steps alone."""
-        return self.micro_batch_size * context_length / self.micro_step_seconds
+        return micro_step_tokens(self.micro_batch_size, context_length) / self.micro_step_seconds
 
 
 class StepTimes(Callback):
@@ -57,7 +58,7 @@ class StepTimes(Callback):
 def measure_micro_batch(cli: TuneCLI, micro_batch_size: int) -> MicroBatch | None:
     """Train a few steps with this micro-batch; None when it does not fit the GPU's memory."""
     times, data = StepTimes(), cli.config.data
-    batch_tokens = ACCUMULATION * micro_batch_size * data.context_length
+    batch_tokens = ACCUMULATION * micro_step_tokens(micro_batch_size, data.context_length)
     options = {"data.micro_batch_size": micro_batch_size, "data.batch_tokens": batch_tokens}
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

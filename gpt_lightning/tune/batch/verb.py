@@ -6,11 +6,9 @@
 
 The recommended batch is the one with the least time to the same loss on this machine: (1 + B / B_crit) x seconds per
 token. It stays within a factor 4 of the present one; start again from there for more. Where the learning rate suits the
-present batch, another one wants lr x sqrt(ratio) and beta2 ^ ratio (arXiv 2507.07101), which keep Adam's memory in
-tokens, and weight decay x sqrt(ratio).
+present batch, another one wants another one, and other betas and weight decay (optim/rescale.py).
 """
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from gpt_lightning.callbacks.gradient_noise import CriticalBatch, GradientNoiseScale, critical_batch
+from gpt_lightning.optim.rescale import rescaled, rounded
 from gpt_lightning.tune.batch.branches import Branch, check_length, measure_branches
 from gpt_lightning.tune.batch.choice import Choice, choose_batch
 from gpt_lightning.tune.batch.figure import batch_figure
@@ -66,8 +65,8 @@ class BatchResult:
     noise: list[tuple[float, float]]
     now: Choice
     best: Choice
-    lr: float
-    betas: tuple[float, float]
+    optim: dict[str, Any]
+    """lr, betas and, where it is a number, weight_decay that go with the best batch."""
     branches: list[Branch]
 
     def table(self) -> Table:
@@ -93,8 +92,7 @@ class BatchResult:
             "batch_tokens": self.best.batch_tokens,
             "micro_batch_size": self.best.micro_batch_size,
             "accumulation": self.best.accumulation,
-            "lr": self.lr,
-            "betas": list(self.betas),
+            **self.optim,
             "critical_batch_tokens": self.critical.tokens,
             "critical_batch_tokens_90": [self.critical.low, self.critical.high],
             "now": asdict(self.now),
@@ -110,7 +108,7 @@ class BatchResult:
 def tune_batch(cli: TuneCLI, folder: TuneFolder, progress: Progress) -> BatchResult:
     """Measure, or take from `folder`, and choose."""
     config, settings = cli.config, cli.settings
-    data, optim = config.data, config.model.optim
+    data = config.data
     T, batch_tokens = data.context_length, data.batch_tokens
     tokens = settings.tokens or config.max_tokens // 20
     if settings.branches:
@@ -133,11 +131,8 @@ def tune_batch(cli: TuneCLI, folder: TuneFolder, progress: Progress) -> BatchRes
         branches = measure_branches(cli, folder, tokens)
     devices = n_devices(config.trainer.as_dict())
     now, best = choose_batch(sizes, critical.tokens, T, devices, batch_tokens)
-    ratio = best.batch_tokens / batch_tokens
-    beta1, beta2 = optim.betas
-    lr = float(f"{optim.lr * math.sqrt(ratio):.2e}")
-    betas = (beta1, round(beta2**ratio, 6))
-    return BatchResult(T, sizes, critical, settled, now, best, lr, betas, branches)
+    optim = rounded(rescaled(config.model.optim.as_dict(), best.batch_tokens / batch_tokens))
+    return BatchResult(T, sizes, critical, settled, now, best, optim, branches)
 
 
 def measure_noise(cli: TuneCLI, tokens: int, largest: int) -> list[tuple[float, float]]:
@@ -170,7 +165,7 @@ def run(args: list[str]) -> BatchResult:
         with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
             result = tune_batch(cli, folder, progress)
         best = result.best
-        layer = {**_layer(cli.config, result), **_ramp(cli.config, best)}
+        layer = {**_layer(result), **_ramp(cli.config, best)}
         header = (
             f"The batch with the least time to the same loss on this machine; {_critical(result)}.\n"
             f"lr, betas and weight_decay are those of batch_tokens {result.now.batch_tokens} rescaled."
@@ -192,7 +187,7 @@ def _report(result: BatchResult, folder: str) -> None:
     now, best = result.now, result.best
     console.print(f"the present {now.batch_tokens:,} tokens need {now.relative_time:.2f} x the time to the same loss")
     batch = f"batch_tokens {best.batch_tokens:,} ({best.accumulation} x {best.micro_batch_size} sequences)"
-    optimizer = f"lr {result.lr:.1e}, beta2 {result.betas[1]:g}"
+    optimizer = f"lr {result.optim['lr']:.1e}, beta2 {result.optim['betas'][1]:g}"
     console.print(f"recommendation: {batch}, {optimizer}; add --config {folder}/tuned.yaml")
 
 
@@ -207,14 +202,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _layer(config: Any, result: BatchResult) -> dict[str, Any]:
-    """The batch, and the optimizer's settings that go with it (weight decay: arXiv 2505.13738)."""
-    optim: dict[str, Any] = {"lr": result.lr, "betas": list(result.betas)}
-    decay, best = config.model.optim.weight_decay, result.best
-    if decay != "timescale":
-        optim["weight_decay"] = float(f"{decay * math.sqrt(best.batch_tokens / config.data.batch_tokens):.3g}")
-    data = {"batch_tokens": best.batch_tokens, "micro_batch_size": best.micro_batch_size}
-    return {"model": {"optim": optim}, "data": data}
+def _layer(result: BatchResult) -> dict[str, Any]:
+    """The batch, and the optimizer's settings that go with it."""
+    data = {"batch_tokens": result.best.batch_tokens, "micro_batch_size": result.best.micro_batch_size}
+    return {"model": {"optim": result.optim}, "data": data}
 
 
 def _ramp(config: Any, best: Choice) -> dict[str, Any]:

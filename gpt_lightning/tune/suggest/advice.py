@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.flops import count_parameters
 from gpt_lightning.optim.config import OptimConfig
+from gpt_lightning.optim.rescale import rescaled
 from gpt_lightning.terminal import short
 from gpt_lightning.tune.suggest.laws import LAWS, Case, Law, compute_optimal, gpt3_row
 
@@ -61,18 +63,10 @@ def trusted(answer: Callable[[Law], float | None], case: Case) -> tuple[list[tup
 
 def round_batch(batch_tokens: float, micro_batch_size: int, context_length: int, n_devices: int) -> tuple[int, int]:
     """(batch_tokens, micro_batch_size): the nearest whole number of micro-batches, halved while one is too large."""
-    row_tokens, rows = context_length * n_devices, micro_batch_size
+    row_tokens, rows = micro_step_tokens(1, context_length, n_devices), micro_batch_size
     while rows > 1 and batch_tokens < rows * row_tokens / math.sqrt(2):
         rows //= 2
     return max(1, round(batch_tokens / (rows * row_tokens))) * rows * row_tokens, rows
-
-
-def smaller_batch(lr: float, beta2: float, ratio: float) -> tuple[float, float]:
-    """lr and beta2 for a batch `ratio` times as large (arXiv 2507.07101): lr x sqrt(ratio), beta2 ** ratio.
-
-    beta2's half-life stays the same in tokens.
-    """
-    return lr * math.sqrt(ratio), beta2**ratio
 
 
 def budget_warnings(case: Case, n_flops: float, epochs: float, batch_tokens: int) -> list[str]:
@@ -103,18 +97,25 @@ def passes(epochs: float) -> str:
     return f"{epochs:.3g}" if epochs < 1000 else f"{epochs:,.0f}"
 
 
-def accumulation_warning(
-    recommended: Mapping[str, Any], unit: int, n_devices: int, betas: tuple[float, float]
-) -> str | None:
-    """On one replica: a smaller batch instead of accumulation, with its numbers. unit: tokens of a micro-step."""
+def accumulation_warning(recommended: Mapping[str, Any], run: Run) -> str | None:
+    """On one replica: a smaller batch instead of accumulation, with its numbers."""
     batch_tokens = recommended["batch_tokens"]
-    if n_devices > 1 or batch_tokens <= unit:
+    unit = micro_step_tokens(recommended["micro_batch_size"], run.gpt.context_length)
+    if run.n_devices > 1 or batch_tokens <= unit:
         return None
-    lr, beta2 = smaller_batch(recommended["lr"], betas[1], unit / batch_tokens)
+    settings = {"lr": recommended["lr"], "betas": run.optim.betas}
+    if run.optim.weight_decay != "timescale":  # which follows from the rest by itself
+        settings["weight_decay"] = recommended["weight_decay"]
+    smaller = rescaled(settings, unit / batch_tokens)
+    beta1, beta2 = smaller["betas"]
+    flags = (
+        f"--data.batch_tokens {unit} --model.optim.lr {smaller['lr']:.2g} --model.optim.betas [{beta1:g},{beta2:.5g}]"
+    )
+    if "weight_decay" in smaller:
+        flags += f" --model.optim.weight_decay {smaller['weight_decay']:.2g}"
     return (
         f"{batch_tokens // unit} micro-steps are accumulated on one device; a step of each is as good per token "
-        f"(arXiv 2507.07101): --data.batch_tokens {unit} --model.optim.lr {lr:.2g} "
-        f"--model.optim.betas [{betas[0]:g},{beta2:.5g}]"
+        f"(arXiv 2507.07101): {flags}"
     )
 
 
@@ -160,7 +161,7 @@ def advise(run: Run, epochs: float) -> dict[str, Any]:
         if not fits
     ]
     warnings = law_warnings(run, unfitted) + budget_warnings(case, run.n_flops, epochs, batch_tokens)
-    accumulated = accumulation_warning(recommended, rows * run.gpt.context_length, run.n_devices, run.optim.betas)
+    accumulated = accumulation_warning(recommended, run)
     row = gpt3_row(case.n_params_non_embedding)
     centres = {"lr": lr, "batch_tokens": batch, "weight_decay": decay}
     return {

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.data.corpus import Corpus
 from gpt_lightning.data.duplication import duplication
 from gpt_lightning.data.mixture import open_mixture
@@ -169,8 +170,8 @@ def _tuned(stack: Stack, recommended: Mapping[str, Any], source: str) -> dict[st
     if recommended["micro_batch_size"] != stack.micro_batch_size:
         data["micro_batch_size"] = recommended["micro_batch_size"]
     horizon = {} if source == "max_tokens" else {"max_tokens": recommended["max_tokens"]}
-    micro_step_tokens = recommended["micro_batch_size"] * stack.gpt.context_length * n_devices(stack.trainer)
-    ramp = ramp_layer(stack.batch_ramp, micro_step_tokens, recommended["batch_tokens"])
+    unit = micro_step_tokens(recommended["micro_batch_size"], stack.gpt.context_length, n_devices(stack.trainer))
+    ramp = ramp_layer(stack.batch_ramp, unit, recommended["batch_tokens"])
     return {**horizon, "model": {"optim": optim}, "data": data, **ramp}
 
 

@@ -1,10 +1,8 @@
 """Every law gives what its formula gives on a calculator, says where it was fitted, and centres are geometric."""
 
-import math
-
 import pytest
 
-from gpt_lightning.tune.suggest.advice import centre, round_batch, smaller_batch, trusted
+from gpt_lightning.tune.suggest.advice import centre, round_batch, trusted
 from gpt_lightning.tune.suggest.laws import GPT3_ROWS, LAWS, Case, Range, compute_optimal, gpt3_row
 
 BY_NAME = {law.name: law for law in LAWS}
@@ -90,12 +88,6 @@ def test_the_centre_is_geometric():
 )
 def test_a_batch_is_a_whole_number_of_micro_batches(wanted, rounded):
     assert round_batch(wanted, 8, 256, 1) == rounded
-
-
-def test_a_smaller_batch_keeps_the_half_life_of_beta2_in_tokens():
-    """Half-life at 0.95: ln 2 / -ln 0.95 = 13.513 steps; with a quarter of the batch it is 54.05 steps."""
-    lr, beta2 = smaller_batch(4e-3, 0.95, 1 / 4)
-    assert lr == pytest.approx(2e-3) and math.log(0.5) / math.log(beta2) == pytest.approx(54.05, rel=1e-3)
 
 
 def test_every_law_names_its_source():

@@ -129,7 +129,10 @@ def test_accumulation_on_one_replica_offers_the_smaller_batch():
     batch_tokens, lr = result.recommendation["batch_tokens"], result.recommendation["lr"]
     ratio = 2 * 16 / batch_tokens
     assert ratio < 1 and warned(result, f"--data.batch_tokens 32 --model.optim.lr {lr * ratio**0.5:.2g}")
-    assert warned(result, f"[0.9,{0.95**ratio:.5g}]")
+    decay = result.recommendation["weight_decay"]
+    assert warned(result, f"[0.9,{0.95**ratio:.5g}] --model.optim.weight_decay {decay * ratio**0.5:.2g}")
+    timescale = ask(max_tokens=100_000, model__optim__weight_decay="timescale")
+    assert warned(timescale, "accumulated") and not warned(timescale, "--model.optim.weight_decay")
     assert not warned(ask(max_tokens=100_000, trainer__devices=2), "accumulated")
     whole = batch_tokens // 16
     assert not warned(ask(max_tokens=100_000, data__micro_batch_size=whole, data__batch_tokens=whole * 16), "accumul")
