@@ -7,38 +7,38 @@ silently in torch; here it is found before loading. Files are read with `weights
 values, no code. run/checkpoint_io.py gives this to Lightning; here is no Lightning, so that `generate` starts fast.
 """
 
-import hashlib
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gpt_lightning import files
 from gpt_lightning.model.gpt import GPT, GPTConfig
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
     """Write a checkpoint and its digest. Raises OSError naming path and bytes, with the old file still whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in path.parent.glob(f".{path.name}.*.tmp"):
-        left_over.unlink()
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    path, n_bytes = Path(path), 0
     try:
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        _write_digests(path, [_sha256(temporary), *_digests(path)[:1]])
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path) as file:
+            try:
+                torch.save(checkpoint, file)  # type: ignore[arg-type]
+            finally:
+                n_bytes = file.n_bytes
+            _write_digests(path, file.sha256)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        written = temporary.stat().st_size if temporary.exists() else 0
-        temporary.unlink(missing_ok=True)
         raise OSError(
-            f"could not write {path} (stopped after {written} bytes): {error}; free some disk space"
+            f"could not write {path} (stopped after {n_bytes} bytes): {error}; free some disk space"
         ) from error
+
+
+def link_checkpoint(source: str | Path, target: str | Path) -> None:
+    """Make `target` a second name of the checkpoint `source`; each may be replaced without the other."""
+    source, target = Path(source), Path(target)
+    _write_digests(target, _digests(source)[0])
+    files.link(source, target)
 
 
 def remove_checkpoint(path: str | Path) -> None:
@@ -67,7 +67,7 @@ def verify_checkpoint(path: Path) -> None:
     expected = _digests(path)
     if not expected:
         raise ValueError(f"{_digest_file(path)} is missing: {path.name} cannot be checked; copy both files together")
-    found = _sha256(path)
+    found = files.sha256(path)
     if found not in expected:
         raise ValueError(f"{path} is damaged: sha256 {found[:12]}…, expected {expected[0][:12]}…")
 
@@ -154,23 +154,6 @@ def _digests(path: Path) -> list[str]:
     return file.read_text(encoding="ascii").split() if file.is_file() else []
 
 
-def _write_digests(path: Path, digests: list[str]) -> None:
-    temporary = path.parent / f".{path.name}.sha256.tmp"
-    with temporary.open("w", encoding="ascii") as file:
-        file.write("\n".join(digests) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, _digest_file(path))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write_digests(path: Path, new: str) -> None:
+    """Let the file at `path` be the one there or the one with the digest `new`, whichever is found."""
+    files.write_text(_digest_file(path), "\n".join([new, *_digests(path)[:1]]) + "\n")

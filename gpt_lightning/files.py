@@ -20,10 +20,13 @@ class HashingFile:
     def __init__(self, file: BinaryIO):
         self._file = file
         self._hash = hashlib.sha256()
+        self.n_bytes = 0
 
     def write(self, data: Any) -> int:
         self._hash.update(data)
-        return self._file.write(data)
+        n_bytes = self._file.write(data)
+        self.n_bytes += n_bytes
+        return n_bytes
 
     def flush(self) -> None:
         self._file.flush()
@@ -65,6 +68,26 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def link(source: Path, target: Path) -> None:
+    """Give the file `source` the second name `target`, in place of what was there, without writing it again.
+
+    Whoever then replaces one of the names leaves the other. A copy where the file system has no hard links.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            with replacing(target) as file, source.open("rb") as original:
+                shutil.copyfileobj(original, file, 1 << 20)
+        else:
+            os.replace(temporary, target)
+            sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)  # it stays when both names already were the same file
 
 
 @contextlib.contextmanager

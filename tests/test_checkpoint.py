@@ -9,10 +9,12 @@ import sys
 import pytest
 import torch
 
+from gpt_lightning import checkpoint, files
 from gpt_lightning.checkpoint import (
     check_same_model,
     gpt_config_from_dict,
     gpt_config_to_dict,
+    link_checkpoint,
     read_checkpoint,
     write_checkpoint,
 )
@@ -90,14 +92,48 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
     path = tmp_path / "a.ckpt"
     write_checkpoint(CONTENTS, path)
     torch.save({"state_dict": Malicious()}, path)
-    from gpt_lightning import checkpoint
 
-    checkpoint._write_digests(path, [checkpoint._sha256(path)])  # an attacker can write digests too
+    checkpoint._write_digests(path, files.sha256(path))  # an attacker can write digests too
     with pytest.raises(ValueError, match="not loaded"):
         read_checkpoint(path)
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(Malicious()))
     assert (tmp_path / "ran").exists(), "the pickle does nothing, so the test shows nothing"
+
+
+def test_a_link_is_one_file_under_two_names_until_one_is_written_again(tmp_path):
+    best, last = tmp_path / "best.ckpt", tmp_path / "last.ckpt"
+    write_checkpoint({**CONTENTS, "tokens_seen": 1}, last)
+    write_checkpoint(CONTENTS, best)
+    for _ in range(2):  # a second time too, when both already are one file
+        link_checkpoint(best, last)
+        assert best.stat().st_ino == last.stat().st_ino and read_checkpoint(last)["tokens_seen"] == 7
+    write_checkpoint({**CONTENTS, "tokens_seen": 8}, last)
+    assert (read_checkpoint(best)["tokens_seen"], read_checkpoint(last)["tokens_seen"]) == (7, 8)
+    assert len(list(tmp_path.iterdir())) == 4, "two checkpoints, two digests"
+
+
+def test_a_kill_between_digest_and_link_leaves_the_old_checkpoint_valid(tmp_path, monkeypatch):
+    best, last = tmp_path / "best.ckpt", tmp_path / "last.ckpt"
+    write_checkpoint({**CONTENTS, "tokens_seen": 1}, last)
+    write_checkpoint(CONTENTS, best)
+    monkeypatch.setattr(files, "link", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        link_checkpoint(best, last)
+    monkeypatch.undo()
+    assert read_checkpoint(last)["tokens_seen"] == 1
+    link_checkpoint(best, last)
+    assert read_checkpoint(last)["tokens_seen"] == 7
+
+
+def test_where_there_are_no_hard_links_the_checkpoint_is_copied(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    write_checkpoint(CONTENTS, tmp_path / "best.ckpt")
+    link_checkpoint(tmp_path / "best.ckpt", tmp_path / "last.ckpt")
+    assert read_checkpoint(tmp_path / "last.ckpt")["tokens_seen"] == 7
 
 
 def test_a_missing_checkpoint_is_one_clear_line(tmp_path):

@@ -68,7 +68,7 @@ class RunDir:
 
         Raises ValueError when there are checkpoints and all of them are damaged.
         """
-        found = sorted(self.checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        found = sorted(self.checkpoints.glob("*.ckpt"), key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
         problems = []
         for path in found:
             try:

@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from gpt_lightning.callbacks.batch_ramp import BatchRamp, check_ramp
 from gpt_lightning.callbacks.gradient_noise import GradientNoiseScale, check_measurable, refuse_sharded
 from gpt_lightning.callbacks.horizon import TokenHorizon
+from gpt_lightning.callbacks.last_checkpoint import LastCheckpoint
 from gpt_lightning.callbacks.metrics import RunMetrics
 from gpt_lightning.callbacks.preemption import Preemption
 from gpt_lightning.callbacks.progress import TokenProgressBar
@@ -200,15 +201,15 @@ class GPTCLI(LightningCLI):
 
     def _callbacks(self) -> list[Callback]:
         folder = self.run_dir.checkpoints
-        at_validation: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-        at_validation["save_on_train_epoch_end"] = False
         preemption = Preemption(folder / "last.ckpt")
         callbacks: list[Callback] = [self.metrics, TokenHorizon(), ResumeRandomState(), preemption]
         if self.config.trainer.enable_progress_bar is not False:
             callbacks.append(TokenProgressBar(self.metrics))
         if self.config.trainer.enable_checkpointing is not False:
-            callbacks.append(ModelCheckpoint(filename="best", monitor="val/loss", **at_validation))
-            callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=1, **at_validation))
+            best = ModelCheckpoint(
+                folder, "best", monitor="val/loss", save_on_train_epoch_end=False, enable_version_counter=False
+            )
+            callbacks += [best, LastCheckpoint(folder / "last.ckpt", best)]
         return callbacks
 
 
