@@ -1,9 +1,19 @@
 """Branches: does the loss recover when the batch grows? The critical batch measured directly, without assumptions.
 
-From one checkpoint the run goes on with 1, 2, 4 and 8 times the batch and a learning rate scaled by the root of it
-(beta2 keeps its half-life in tokens). All branches see the same samples in the same order, so their losses compare
-pairwise over the last third: a branch recovers when its loss is surely less than 0.01 nats above that of the unchanged
-batch, and does not when it is surely more (two standard errors). Merrill et al. 2025, arXiv 2505.23971.
+From one checkpoint the run goes on with 1, 2, 4 and 8 times the batch and the settings that go with each
+(optim/rescale.py). All branches see the same samples in the same order and meet after every 8 batches of the unchanged
+size, a window. There, before any update, each has the loss of the next unchanged batch: the same samples, by models
+that have trained on the same tokens. (Averages over the window would be of models up to 7 updates older for the small
+batch, and of none for the large one: half a window of progress in its disfavour.)
+
+    samples   [1][2][3][4][5][6][7][8]|[1][2]...
+    batch x 1  ^ u  u  u  u  u  u  u  u ^           ^ measured   u update
+    batch x 4  ^          u           u ^
+    batch x 8  ^                      u ^
+
+The differences compare pairwise over the last third: a branch recovers when its loss is surely less than 0.01 nats
+above that of the unchanged batch, and does not when it is surely more (two standard errors). Costs nothing beyond the
+branches' own training. Merrill et al. 2025, arXiv 2505.23971.
 """
 
 import math
@@ -13,20 +23,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, Trainer
 
+from gpt_lightning.optim.rescale import StepSettings
 from gpt_lightning.terminal import quiet
 from gpt_lightning.tune.results import TuneFolder
 from gpt_lightning.tune.trials import TuneCLI
 
 FACTORS = (1, 2, 4, 8)
-LEAST_POINTS = 18  # of 8 batches each, so that the last third has six
+LEAST_POINTS = 18  # windows of 8 batches, so that the last third has six
 TOLERANCE = 0.01  # nats per token
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A factor on the batch, its training loss over the last third less that of factor 1, and that one's error."""
+    """A factor on the batch, its loss at the start of every window, and over the last third less that of factor 1."""
 
     factor: int
     losses: list[float]
@@ -42,20 +54,37 @@ class Branch:
         return False if not self.difference - margin < TOLERANCE else None
 
 
-class ScaleOptimizer(Callback):
-    """Train with lr x sqrt(factor) and beta2 ^ factor."""
+class RescaledSteps(Callback):
+    """Train every step with the settings that go with a batch `factor` times as large."""
+
+    def __init__(self, factor: int):
+        self.factor, self._settings = factor, StepSettings()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        self._settings.rescale(optimizer.param_groups, self.factor)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._settings.restore(trainer.optimizers[0].param_groups)
+
+
+class WindowStarts(Callback):
+    """The loss of the first unchanged batch of every window, before any of the window's updates."""
 
     def __init__(self, factor: int):
         self.factor = factor
+        self.losses: list[float] = []
+        self._micro_steps = 0
+        self._sum: torch.Tensor | float = 0.0
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        for group in trainer.optimizers[0].param_groups:
-            if "betas" in group:
-                group["betas"] = (group["betas"][0], group["betas"][1] ** self.factor)
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] *= math.sqrt(self.factor)  # the scheduler has set it anew for this step
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        unchanged = trainer.accumulate_grad_batches // self.factor  # micro-steps of an unchanged batch
+        at = self._micro_steps % (FACTORS[-1] * unchanged)
+        self._micro_steps += 1
+        if at < unchanged:
+            self._sum = self._sum + outputs["loss"].detach() * self.factor  # Lightning divides by the accumulation
+        if at == unchanged - 1:
+            self.losses.append(float(self._sum))
+            self._sum = 0.0
 
 
 def measure_branches(cli: TuneCLI, folder: TuneFolder, tokens: int) -> list[Branch]:
@@ -63,12 +92,12 @@ def measure_branches(cli: TuneCLI, folder: TuneFolder, tokens: int) -> list[Bran
     batch_tokens = cli.config.data.batch_tokens
     trunk = trunk_tokens(tokens, batch_tokens)
     checkpoint = Path(cli.settings.dir) / "trials" / "trunk.ckpt"
-    missing = [factor for factor in FACTORS if f"branch {factor}" not in folder]
+    missing = [factor for factor in FACTORS if f"branch x {factor}" not in folder]
     if missing and not checkpoint.exists():
         train_trunk(cli, trunk, checkpoint)
     losses = {}
     for factor in FACTORS:
-        losses[factor] = folder.measured(f"branch {factor}", partial(train_branch, cli, factor, trunk, checkpoint))
+        losses[factor] = folder.measured(f"branch x {factor}", partial(train_branch, cli, factor, trunk, checkpoint))
     return compare_branches(losses)
 
 
@@ -96,18 +125,23 @@ def train_trunk(cli: TuneCLI, tokens: int, checkpoint: Path) -> None:
 
 
 def train_branch(cli: TuneCLI, factor: int, tokens: int, checkpoint: Path) -> list[float]:
-    """The losses of a branch as long as the trunk's `tokens`, one for every 8 batches of the unchanged size.
+    """The losses of a branch as long as the trunk's `tokens`, one at the start of every window.
 
-    One that diverges ends early.
+    One that diverges ends early, or with infinity.
     """
     options = {**_options(2 * tokens), "data.batch_tokens": factor * cli.config.data.batch_tokens}
-    done = cli.train(options, callbacks=[ScaleOptimizer(factor)], checkpoint=checkpoint)
-    per_point = FACTORS[-1] // factor
-    return [float(np.mean(done.losses[i : i + per_point])) for i in range(0, len(done.losses), per_point)]
+    starts = WindowStarts(factor)
+    done = cli.train(options, callbacks=[RescaledSteps(factor), starts], checkpoint=checkpoint)
+    return [*starts.losses, math.inf] if math.isinf(done.val_loss) else starts.losses
 
 
 def compare_branches(losses: dict[int, list[float]]) -> list[Branch]:
-    """Each branch against factor 1, pair by pair over the last third of the points."""
+    """Each branch against factor 1, pair by pair over the last third of the points.
+
+    Raises ValueError where factor 1 itself diverged.
+    """
+    if not np.isfinite(losses[1]).all():
+        raise ValueError("the run itself diverges from its trunk on, with an unchanged batch; lower model.optim.lr")
     branches = []
     for factor, values in losses.items():
         if len(values) < len(losses[1]) or not np.isfinite(values).all():

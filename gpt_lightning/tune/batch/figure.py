@@ -63,6 +63,6 @@ def _branches(axes: Any, result: Any) -> None:
     for branch, color in zip(result.branches, ("#888888", "#b9cbe0", "#7d9fc6", "#1f4e8c"), strict=True):
         points = np.arange(1, len(branch.losses) + 1)
         axes.plot(points, branch.losses, color=color, label=f"batch x {branch.factor}")
-    axes.set_xlabel("8 batches of the present size")
-    axes.set_ylabel("training loss (nats per token)")
+    axes.set_xlabel("windows of 8 batches of the present size")
+    axes.set_ylabel("loss at the start of a window (nats per token)")
     axes.set_title("branches from one checkpoint")

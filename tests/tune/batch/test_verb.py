@@ -64,6 +64,8 @@ def test_branches_compare_pairwise_and_recover_within_their_scatter():
         8: False,
         16: False,
     }
+    with pytest.raises(ValueError, match="run itself diverges"):
+        compare_branches({1: [5.0, math.inf], 2: [5.0, 4.0]})
     assert found[8].difference == pytest.approx(0.2) and found[8].standard_error < 1e-9
     assert trunk_tokens(1000, 100) == 1600 and trunk_tokens(1600, 100) == 1600
 
@@ -90,9 +92,12 @@ def test_the_verb_writes_its_folder_resumes_and_its_layer_is_accepted_by_fit(fol
     result = json.loads((folder / "runs" / "batch" / "result.json").read_text())
     assert len(result["branches"]) == 4 and result["branches"][0]["difference"] == 0
     assert all(len(branch["losses"]) == 18 for branch in result["branches"])
+    starts = [branch["losses"][0] for branch in result["branches"]]
+    assert starts == pytest.approx([starts[0]] * 4), "they leave the same point"
     ratio = result["batch_tokens"] / 64
     assert result["lr"] == pytest.approx(0.01 * math.sqrt(ratio), rel=0.01)
     assert result["betas"] == pytest.approx([0.9, 0.95**ratio], abs=1e-6)
+    assert result["weight_decay"] == pytest.approx(0.1 * math.sqrt(ratio), rel=1e-5)
     low, high = result["critical_batch_tokens_90"]
     assert low <= result["critical_batch_tokens"] <= high
 
