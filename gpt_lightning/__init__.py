@@ -47,8 +47,11 @@ def _tune(verb: str, arguments: list[str], folder: str) -> dict[str, Any]:
     return {**json.loads((Path(folder) / "result.json").read_text(encoding="utf-8")), "dir": folder}
 
 
-def load(path: str | Path) -> "TextGenerator":
-    """A trained model that writes text, from a run folder, a checkpoint or a Hugging Face folder."""
+def load(path: str | Path, block: Any = None) -> "TextGenerator":
+    """A trained model that writes text, from a run folder, a checkpoint or a Hugging Face folder.
+
+    block: the run's own block, when it has one: the class, or its import path.
+    """
     from gpt_lightning.serve import text
 
-    return text.load(path)
+    return text.load(path, block)

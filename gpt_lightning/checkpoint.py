@@ -8,13 +8,15 @@ values, no code. run/checkpoint_io.py gives this to Lightning; here is no Lightn
 """
 
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpt_lightning import files
-from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.model.gpt import GPT, Block, GPTConfig
+from gpt_lightning.model.own_block import MakeBlock, block_spec, import_block
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -86,8 +88,8 @@ def gpt_config_from_dict(values: dict[str, Any]) -> GPTConfig:
     return GPTConfig(**plain)
 
 
-def check_same_model(checkpoint: dict[str, Any], config: GPTConfig) -> None:
-    """Raise ValueError naming each setting in which the checkpoint's architecture differs from `config`."""
+def check_same_model(checkpoint: dict[str, Any], config: GPTConfig, block: MakeBlock = Block) -> None:
+    """Raise ValueError naming each setting in which the checkpoint's architecture differs from `config` and `block`."""
     if "gpt_config" not in checkpoint:
         raise ValueError("the checkpoint has no gpt_config; expected one written by gpt-lightning")
     here = gpt_config_to_dict(config)
@@ -98,6 +100,7 @@ def check_same_model(checkpoint: dict[str, Any], config: GPTConfig) -> None:
     ]
     if differing:
         raise ValueError(f"the checkpoint has another architecture: {', '.join(differing)}")
+    _check_same_block(trained_block(checkpoint), block_spec(block))
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -127,21 +130,67 @@ def gpt_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     }
 
 
-def load_gpt(path: str | Path) -> GPT:
-    """The GPT of a run folder or checkpoint, with its weights, in eval mode on the CPU."""
-    checkpoint = read_checkpoint(find_checkpoint(path))
+def load_gpt(path: str | Path, block: MakeBlock | str | None = None) -> GPT:
+    """The GPT of a run folder or checkpoint, with its weights, in eval mode on the CPU.
+
+    block: that of the run when it was the user's own, or its import path; the checkpoint never imports it by itself.
+    """
+    return gpt_of(read_checkpoint(find_checkpoint(path)), block)
+
+
+def gpt_of(checkpoint: dict[str, Any], block: MakeBlock | str | None = None) -> GPT:
+    """The GPT in a checkpoint that has been read."""
     if "gpt_config" not in checkpoint:
-        raise ValueError(f"{path} has no gpt_config; expected a checkpoint written by gpt-lightning")
-    with torch.device("meta"):
-        gpt = GPT(gpt_config_from_dict(checkpoint["gpt_config"]))
+        raise ValueError("the checkpoint has no gpt_config; expected one written by gpt-lightning")
+    make = _repeated_block(trained_block(checkpoint), block)
+    with torch.device("meta" if make is Block else "cpu"):  # buffers of a user's block are set in its constructor
+        gpt = GPT(gpt_config_from_dict(checkpoint["gpt_config"]), make)
     gpt.load_state_dict(gpt_state(checkpoint), assign=True)
     return gpt.requires_grad_().eval()
+
+
+def trained_block(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """Import path and settings of the user's own block that a checkpoint was trained with; nothing is imported."""
+    block = checkpoint.get("block")
+    if block is not None and (not isinstance(block, dict) or set(block) != {"class_path", "init_args"}):
+        raise ValueError(f"the checkpoint's block is {block!r}; expected its class_path and init_args")
+    return block
+
+
+def _repeated_block(trained: dict[str, Any] | None, block: MakeBlock | str | None) -> MakeBlock:
+    """The block as the user repeats it, with the settings that it was trained with."""
+    if trained is None and block is None:
+        return Block
+    if block is None:
+        path = trained["class_path"] if trained else ""
+        raise ValueError(f"checkpoint was trained with block {path}; repeat --model.block {path}")
+    if isinstance(block, str):
+        if trained is None or block != trained["class_path"]:
+            raise ValueError(f"checkpoint was trained with block {_in_words(trained)}, here it is {block}")
+        block = import_block(block)
+    given = block_spec(block)
+    if trained and given and given["class_path"] == trained["class_path"] and not given["init_args"]:
+        return partial(block, **trained["init_args"])
+    _check_same_block(trained, given)
+    return block if given else Block
+
+
+def _check_same_block(trained: dict[str, Any] | None, given: dict[str, Any] | None) -> None:
+    if trained != given:
+        raise ValueError(f"checkpoint was trained with block {_in_words(trained)}, here it is {_in_words(given)}")
+
+
+def _in_words(spec: dict[str, Any] | None) -> str:
+    if spec is None:
+        return "the built-in one"
+    settings = ", ".join(f"{name} {value}" for name, value in spec["init_args"].items())
+    return f"{spec['class_path']} ({settings})" if settings else str(spec["class_path"])
 
 
 def load_gpt_weights(gpt: GPT, path: str | Path) -> None:
     """Copy the weights of a run folder or checkpoint into `gpt`. Raises ValueError when the shapes differ."""
     checkpoint = read_checkpoint(find_checkpoint(path))
-    check_same_model(checkpoint, gpt.config)
+    check_same_model(checkpoint, gpt.config, gpt.block)
     gpt.load_state_dict(gpt_state(checkpoint))
 
 

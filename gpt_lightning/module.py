@@ -4,6 +4,7 @@ What it adds to the GPT: the tokens seen, which every schedule counts in; the gr
 away; and updates that are left out when a gradient is not finite. What is measured and shown lives in callbacks/.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,15 +12,16 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
 from gpt_lightning.checkpoint import check_same_model, gpt_config_to_dict, load_gpt_weights
 from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.model.flops import count_parameters
-from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.model.gpt import GPT, Block, GPTConfig
 from gpt_lightning.model.loss import IGNORED, LossConfig, linear_cross_entropy, token_nats
+from gpt_lightning.model.own_block import block_spec, own_block
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.model.sharding import build_sharded
 from gpt_lightning.optim.config import OptimConfig, timescale_weight_decay
@@ -35,6 +37,7 @@ class GPTModule(LightningModule):
 
     Args:
         gpt: The architecture; vocab_size and context_length come from the data.
+        block: Makes a layer from the architecture: your own class, by import path, with its settings.
         loss: How the training loss is computed.
         optim: The optimizer.
         schedule: The learning rate over the run, in tokens.
@@ -46,6 +49,7 @@ class GPTModule(LightningModule):
     def __init__(
         self,
         gpt: GPTConfig = GPTConfig(),  # noqa: B008 (frozen, and its values are the defaults that --help shows)
+        block: Callable[[GPTConfig], nn.Module] = Block,
         loss: LossConfig = LossConfig(),  # noqa: B008
         optim: OptimConfig = OptimConfig(),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
@@ -55,6 +59,7 @@ class GPTModule(LightningModule):
     ):
         super().__init__()
         self.gpt_config, self.loss_config, self.optim_config = gpt, loss, optim
+        self.block, self.block_spec, self.own_block = block, block_spec(block), own_block(block)
         self.schedule, self.max_tokens = schedule, max_tokens
         self.compile_blocks, self.init_from = compile, init_from
         self.gpt: GPT | None = None  # built in configure_model, once the strategy is known
@@ -67,7 +72,7 @@ class GPTModule(LightningModule):
     def configure_model(self) -> None:
         if self.gpt is not None:
             return
-        self.gpt = build_sharded(self.gpt_config, self._device_mesh)
+        self.gpt = build_sharded(self.gpt_config, self._device_mesh, self.block)
         if self.init_from and not self.trainer.ckpt_path:
             load_gpt_weights(self.gpt, self.init_from)
         if self.compile_blocks:
@@ -112,7 +117,7 @@ class GPTModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self._optim_config()
         numbers = parametrization(self.gpt_config, config.hidden_update).roles
-        optimizer = build_optimizer(dict(self._net.named_parameters()), self._net.roles(), config, numbers)
+        optimizer = build_optimizer(dict(self._net.named_parameters()), self._net.facts(), config, numbers)
         # The middle of a step's tokens: no step has a learning rate of 0, and the area under the curve does not
         # depend on the batch size.
         data = _datamodule(self)
@@ -151,14 +156,16 @@ class GPTModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gpt_config"] = gpt_config_to_dict(self.gpt_config)
+        if self.block_spec is not None:
+            checkpoint["block"] = self.block_spec
         checkpoint["tokens_seen"] = self.tokens_seen
         checkpoint["optimizer"] = self.optim_config.hidden_update
         if self._device_mesh is None and "optimizer_states" in checkpoint:
-            roles = self._net.roles()
-            checkpoint["optimizer_states"] = [number_by_model(s, roles) for s in checkpoint["optimizer_states"]]
+            facts = self._net.facts()
+            checkpoint["optimizer_states"] = [number_by_model(s, facts) for s in checkpoint["optimizer_states"]]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_same_model(checkpoint, self.gpt_config)
+        check_same_model(checkpoint, self.gpt_config, self.block)
         if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             raise ValueError("the checkpoint holds weights alone; start a new run from it with --model.init_from")
         trained_by, here = checkpoint.get("optimizer"), self.optim_config.hidden_update
@@ -190,7 +197,7 @@ class GPTModule(LightningModule):
         batch_tokens = getattr(_datamodule(self), "batch_tokens", None)
         if batch_tokens is None:
             raise ValueError("weight_decay timescale needs the CorpusDataModule's batch_tokens; give a number instead")
-        n_params = count_parameters(self.gpt_config).non_embedding
+        n_params = count_parameters(self.gpt_config, self.own_block).non_embedding
         decay = timescale_weight_decay(config.lr, batch_tokens, self.max_tokens, n_params)
         return replace(config, weight_decay=decay)
 

@@ -83,7 +83,7 @@ def bare_loop(steps: int) -> float:
     gpt, ends = cli.model.gpt, []
     assert gpt is not None
     numbers = parametrization(gpt.config).roles
-    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.roles(), cli.model.optim_config, numbers)
+    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.facts(), cli.model.optim_config, numbers)
     batches = iter(cli.datamodule.train_dataloader())
     for _ in range(steps):
         tokens, targets = next(batches)

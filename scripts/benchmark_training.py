@@ -47,7 +47,7 @@ def ours(shape: dict[str, int], compiled: bool = False) -> tuple[Loss, torch.opt
         return linear_cross_entropy(gpt.hidden_states(tokens).flatten(0, 1), gpt.readout_weight, targets.flatten())
 
     numbers = parametrization(gpt.config).roles
-    return loss, build_optimizer(dict(gpt.named_parameters()), gpt.roles(), OptimConfig(), numbers)
+    return loss, build_optimizer(dict(gpt.named_parameters()), gpt.facts(), OptimConfig(), numbers)
 
 
 def hugging_face(shape: dict[str, int]) -> tuple[Loss, torch.optim.Optimizer]:

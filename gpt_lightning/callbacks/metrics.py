@@ -101,7 +101,8 @@ class RunMetrics(Callback):
         metrics["throughput/tokens_per_second"] = rate
         peak = peak_flops(module.device)
         if peak:
-            metrics["throughput/mfu"] = rate * flops_per_token(module.gpt_config) / (peak * trainer.world_size)
+            flops = flops_per_token(module.gpt_config, module.own_block)
+            metrics["throughput/mfu"] = rate * flops / (peak * trainer.world_size)
         for source in self.sources:
             metrics |= source()
         self._check_skipped(module.skipped_steps.item())

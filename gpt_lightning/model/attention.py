@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from gpt_lightning.model.facts import Linear
+
 
 class LayerCache:
     """Keys and values that one layer has read; a banded layer keeps only what its band can still see."""
@@ -129,8 +131,8 @@ class CausalSelfAttention(nn.Module):
         self.n_heads = n_heads
         self.scale = scale
         self.dropout = dropout
-        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
-        self.proj = nn.Linear(d_model, d_model, bias=bias)
+        self.qkv = Linear(d_model, 3 * d_model, bias, parts=(d_model,) * 3)
+        self.proj = Linear(d_model, d_model, bias, residual=True)
         self.residual_dropout = nn.Dropout(dropout)
 
     def forward(

@@ -1,11 +1,14 @@
 """Parameters and FLOPs as pure functions of GPTConfig, checked against GPT-3's tables.
 
-The counts need no model, so that a 175B row costs nothing to price.
+The counts need no model, so that a 175B row costs nothing to price. A block of one's own is counted on a model without
+storage, by the facts of its parameters (model/facts.py).
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from gpt_lightning.model.config import GPTConfig
 
@@ -46,8 +49,16 @@ class ParameterCounts:
         return self.total - self.embedding
 
 
-def count_parameters(config: GPTConfig) -> ParameterCounts:
-    """Parameters by formula; with GPT-3's settings V d + T d + L (12 d^2 + 13 d) + 2 d."""
+OwnBlock = Callable[[GPTConfig], Any] | None  # what makes a block of one's own; None: the built-in one
+
+
+def count_parameters(config: GPTConfig, block: OwnBlock = None) -> ParameterCounts:
+    """Parameters by formula; with GPT-3's settings V d + T d + L (12 d^2 + 13 d) + 2 d.
+
+    block: one's own, whose parameters are counted instead.
+    """
+    if block is not None:
+        return _counted(config, block)[0]
     D, F = config.d_model, config.d_ff or 4 * config.d_model
     bias = 1 if config.bias else 0
     attention = 4 * D * D + bias * 4 * D
@@ -58,20 +69,39 @@ def count_parameters(config: GPTConfig) -> ParameterCounts:
     return ParameterCounts(total, embedding)
 
 
-def flops_per_token(config: GPTConfig) -> float:
+def flops_per_token(config: GPTConfig, block: OwnBlock = None) -> float:
     """FLOPs that training spends per token, forward and backward, in matrix products.
 
     6 per weight that multiplies (the readout included, position and token look-ups not), and for attention
     12 x d_model x the mean number of keys that a query sees: causal masks and bands count only what is inside.
+    block: one's own, whose weights are counted instead; its attention is taken to be as wide as the built-in one's.
     """
     D, F = config.d_model, config.d_ff or 4 * config.d_model
-    weights = config.n_layers * (4 * D * D + 2 * D * F) + config.vocab_size * D
+    weights: float = config.n_layers * (4 * D * D + 2 * D * F) + config.vocab_size * D
+    if block is not None:
+        weights = _counted(config, block)[1]
     T = config.context_length
     keys = 0.0
     for band_width in config.band_widths():
         w = min(band_width or T, T)
         keys += (w * (w + 1) / 2 + (T - w) * w) / T
     return 6.0 * weights + 12.0 * D * keys
+
+
+@lru_cache(maxsize=8)
+def _counted(config: GPTConfig, block: Callable[[GPTConfig], Any]) -> tuple[ParameterCounts, float]:
+    """Parameters of a model of this block, and the weights that a token is multiplied with."""
+    import torch
+
+    from gpt_lightning.model.gpt import GPT
+
+    with torch.device("meta"):
+        gpt = GPT(config, block)
+    facts = gpt.facts()
+    sizes = {name: p.numel() for name, p in gpt.named_parameters()}
+    embedding = sum(size for name, size in sizes.items() if facts[name].role in ("embedding", "readout"))
+    active = sum(facts[name].active * p.numel() for name, p in gpt.named_parameters() if p.ndim > 1)
+    return ParameterCounts(sum(sizes.values()), embedding), active
 
 
 def peak_flops(device: "torch.device") -> float | None:

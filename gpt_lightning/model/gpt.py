@@ -10,6 +10,9 @@ paper's 125M model.
 the loss runs in chunks and the (B, T, V) logits never exist (model/loss.py).
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -18,7 +21,8 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from gpt_lightning.model.attention import CausalSelfAttention, KVCache, LayerCache, band_block_mask, visible
 from gpt_lightning.model.config import GPTConfig
-from gpt_lightning.model.parametrization import Role, parametrization, role_of
+from gpt_lightning.model.facts import LOOK_UP, Facts, Linear, facts_of, unset_is_nan
+from gpt_lightning.model.parametrization import Role, parametrization
 
 
 class MLP(nn.Module):
@@ -26,8 +30,8 @@ class MLP(nn.Module):
 
     def __init__(self, d_model: int, d_ff: int, dropout: float, bias: bool):
         super().__init__()
-        self.fc = nn.Linear(d_model, d_ff, bias=bias)
-        self.proj = nn.Linear(d_ff, d_model, bias=bias)
+        self.fc = Linear(d_model, d_ff, bias)
+        self.proj = Linear(d_ff, d_model, bias, residual=True)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
@@ -59,20 +63,26 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The whole model. Built with random weights, or without storage under `torch.device("meta")`."""
+    """The whole model. Built with random weights, or without storage under `torch.device("meta")`.
 
-    def __init__(self, config: GPTConfig):
+    block: makes a layer from the config; your own takes what `Block.forward` takes and gives the same shape back.
+    Raises ValueError naming the parameters that nobody has initialised.
+    """
+
+    def __init__(self, config: GPTConfig, block: Callable[[GPTConfig], nn.Module] = Block):
         super().__init__()
-        self.config = config
+        self.config, self.block = config, block
         self.readout_multiplier = parametrization(config).readout
         self.flex_attention = False  # set by compile_blocks: FlexAttention is fast only when compiled
         self.wte = nn.Embedding(config.vocab_size, config.d_model)
         self.wpe = nn.Embedding(config.context_length, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layers)])
+        with unset_is_nan():
+            self.blocks = nn.ModuleList([block(config) for _ in range(config.n_layers)])
         self.ln_f = nn.LayerNorm(config.d_model, bias=config.bias)
         self.lm_head = None if config.tie_embedding else nn.Linear(config.d_model, config.vocab_size, bias=False)
-        init_weights(self, config, seeded_generator())
+        if not self.wte.weight.is_meta:
+            init_weights(self, self.facts(), config, seeded_generator())
 
     def forward(
         self, tokens: Int[Tensor, "batch time"], cache: KVCache | None = None
@@ -117,9 +127,20 @@ class GPT(nn.Module):
         for block in self.blocks:
             block.compile()
 
+    def facts(self) -> dict[str, Facts]:
+        """The facts of every parameter by name."""
+        return facts_of(self)
+
     def roles(self) -> dict[str, Role]:
-        """Role of every parameter by name, for the initialisation and the optimizer's groups."""
-        return {name: role_of(name, parameter.ndim) for name, parameter in self.named_parameters()}
+        """Role of every parameter by name."""
+        return {name: facts.role for name, facts in self.facts().items()}
+
+    def parameter_facts(self) -> dict[str, Facts]:
+        """What stands outside the blocks. A tied embedding is a look-up, and multiplies as the readout."""
+        embedding = Facts("embedding") if self.lm_head is None else LOOK_UP
+        own = {"wte.weight": embedding, "wpe.weight": LOOK_UP}
+        own |= {f"ln_f.{name}": replace(facts, role="final_vector") for name, facts in facts_of(self.ln_f).items()}
+        return own if self.lm_head is None else {**own, "lm_head.weight": Facts("readout")}
 
     def _masks(
         self, n_queries: int, cache: KVCache | None, device: torch.device
@@ -148,24 +169,35 @@ def seeded_generator() -> torch.Generator:
     return torch.Generator().manual_seed(torch.initial_seed())
 
 
-def init_weights(module: nn.Module, config: GPTConfig, generator: torch.Generator) -> None:
-    """GPT-2's initialisation (Radford et al. 2019, section 2.3), for the whole model or a part of it.
+def init_weights(
+    module: nn.Module, facts: Mapping[str, Facts], config: GPTConfig, generator: torch.Generator, prefix: str = ""
+) -> None:
+    """GPT-2's initialisation (Radford et al. 2019, section 2.3), for the whole model or the part named `prefix`.
 
-    role                                  distribution   std; each x its init_std in model/parametrization.py
+    facts                                 distribution   std; each x its init_std in model/parametrization.py
     embedding, hidden, readout            normal         init_std
-    residual projections (attn, mlp)      normal         init_std x residual_init; 1 / sqrt(2 n_layers) in GPT-2
-    vector: biases; LayerNorm weights     constant       0; 1
+    those that are residual               normal         init_std x residual_init; 1 / sqrt(2 n_layers) in GPT-2
+    vector: biases; norms' weights        constant       0; 1
+    std None                              what its module's constructor gave it
+
+    facts: of the whole model. Raises ValueError naming what is left without a value.
     """
     numbers = parametrization(config)
-    for name, child in module.named_modules():
-        if isinstance(child, nn.LayerNorm):
-            child.reset_parameters()
-        elif isinstance(child, nn.Linear | nn.Embedding):
-            role: Role = "embedding" if isinstance(child, nn.Embedding) else "hidden"
-            role = "readout" if name in ("lm_head", "") and isinstance(child, nn.Linear) else role
-            std = config.init_std * numbers.roles[role].init_std
-            nn.init.normal_(
-                child.weight, std=std * numbers.residual_init if name.endswith("proj") else std, generator=generator
-            )
-            if isinstance(child, nn.Linear) and child.bias is not None:
-                nn.init.zeros_(child.bias)
+    own = dict(module.named_buffers())
+    for name, parameter in module.named_parameters():
+        fact = facts[prefix + name]
+        if fact.std is None:
+            own[name] = parameter
+        else:
+            std = fact.std * config.init_std * numbers.roles[fact.role].init_std
+            std = std * numbers.residual_init if fact.residual else std
+            if std:
+                nn.init.normal_(parameter, fact.mean, std, generator=generator)
+            else:
+                nn.init.constant_(parameter, fact.mean)
+    unset = [prefix + name for name, value in own.items() if value.isnan().any()]
+    if unset:
+        raise ValueError(
+            f"nobody initialised {', '.join(unset)}; give it values in its module's constructor, or a std in "
+            "parameter_facts"
+        )

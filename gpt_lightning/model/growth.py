@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gpt_lightning.model.gpt import GPT
+from gpt_lightning.model.gpt import GPT, Block
 from gpt_lightning.model.parametrization import parametrization
 
 
@@ -43,8 +43,8 @@ def duplicate_width(small: GPT, wide: GPT) -> None:
 def to_standard(gpt: GPT) -> GPT:
     """The same function as a model of parametrization "standard", for programs that know no other.
 
-    The attention scale goes into the queries, the residual multiplier into the projections that are added to the
-    residual stream, and the readout multiplier into the last LayerNorm. The weights of `gpt` stay as they are.
+    For the built-in block alone. The attention scale goes into the queries, the residual multiplier into what is added
+    to the residual stream, and the readout multiplier into the last LayerNorm. The weights of `gpt` stay as they are.
     """
     if gpt.config.parametrization == "standard":
         return gpt
@@ -52,15 +52,17 @@ def to_standard(gpt: GPT) -> GPT:
     with torch.device("meta"):
         standard = GPT(plain)
     state = {name: value.detach().clone() for name, value in gpt.state_dict().items()}
-    D, d_head, numbers = plain.d_model, plain.d_model // plain.n_heads, parametrization(gpt.config)
-    for name, value in state.items():
-        if name.startswith("ln_f."):
-            value *= numbers.readout
-        if ".attn.qkv." in name:
-            value[:D] *= numbers.attention_scale * d_head**0.5
-        if ".attn.proj." in name or ".mlp.proj." in name:
-            value *= numbers.residual
+    d_head, numbers = plain.d_model // plain.n_heads, parametrization(gpt.config)
+    for name, facts in gpt.facts().items():
+        if facts.role == "final_vector":
+            state[name] *= numbers.readout
+        if facts.residual:
+            state[name] *= numbers.residual
     standard.load_state_dict(state, assign=True)
+    for block in standard.blocks:
+        assert isinstance(block, Block)
+        for value in block.attn.qkv.parameters():
+            value.data[: plain.d_model] *= numbers.attention_scale * d_head**0.5  # the queries
     return standard.requires_grad_().train(gpt.training)
 
 

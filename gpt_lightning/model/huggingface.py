@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt_lightning.files import new_folder
-from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.model.gpt import GPT, Block, GPTConfig
 from gpt_lightning.model.growth import to_standard
 
 EOT = "<|endoftext|>"
@@ -68,17 +68,16 @@ def import_gpt2(folder: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
             raise ValueError(f"{folder}: lm_head.weight differs from wte.weight although tie_word_embeddings is true")
         del theirs["lm_head.weight"]
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in GPT(config).state_dict().items()}
-    names = {name: _their_name(name) for name in shapes}
+        gpt = GPT(config)
+    names, transposed = {name: _their_name(name) for name in gpt.state_dict()}, _transposed(gpt)
     _check_keys(folder, set(names.values()), set(theirs))
     state = {}
-    for name, shape in shapes.items():
+    for name, empty in gpt.state_dict().items():
         value = theirs[names[name]]
-        value = value.t() if _is_transposed(name) else value
-        if value.shape != shape:
-            raise ValueError(
-                f"{folder}: {names[name]} has shape {tuple(theirs[names[name]].shape)}, not of this config"
-            )
+        value = value.t() if name in transposed else value
+        if value.shape != empty.shape:
+            found = tuple(theirs[names[name]].shape)
+            raise ValueError(f"{folder}: {names[name]} has shape {found}, not of this config")
         state[name] = value.to(torch.float32).contiguous()
     return config, state
 
@@ -88,10 +87,13 @@ def export_gpt2(gpt: GPT, tokenizer_json_path: str | Path, folder: str | Path) -
 
     A mup or completep model is written with its multipliers folded into the weights, which GPT-2 does not know.
     There, text that spells `<|endoftext|>` is read as that token; our own tokenizer reads it as text.
-    Raises ValueError for a model with banded layers and for a folder that is not empty.
+    Raises ValueError for a block of one's own, for banded layers and for a folder that is not empty.
     """
     folder = Path(folder)
     config = gpt.config
+    own = [f"{type(b).__module__}.{type(b).__qualname__}" for b in gpt.blocks if type(b) is not Block]
+    if own:
+        raise ValueError(f"GPT-2 has no block {own[0]}; only models of the built-in block can be exported")
     if any(width is not None and width < config.context_length for width in config.band_widths()):
         raise ValueError(
             f"GPT-2 has no banded attention: a band_width of {config.band_width} under a context_length of "
@@ -119,8 +121,9 @@ def _their_name(name: str) -> str:
     return f"h.{layer}.{PROJECTIONS.get('.'.join(module), '.'.join(module))}.{kind}"
 
 
-def _is_transposed(name: str) -> bool:
-    return name.startswith("blocks.") and ".ln_" not in name and name.endswith(".weight")
+def _transposed(gpt: GPT) -> set[str]:
+    """Names of the matrices that GPT-2 stores as (inputs, outputs)."""
+    return {name for name, role in gpt.roles().items() if role == "hidden"}
 
 
 def _check_keys(folder: Path, expected: set[str], found: set[str]) -> None:
@@ -153,17 +156,15 @@ def _their_config(config: GPTConfig, eot_id: int) -> dict[str, Any]:
 
 
 def _their_state(gpt: GPT) -> dict[str, Tensor]:
-    state = {}
+    state, transposed = {}, _transposed(gpt)
     for name, value in gpt.state_dict().items():
         value = value.detach().cpu()
         key = _their_name(name)
         key = key if key.startswith("lm_head.") else f"transformer.{key}"
-        state[key] = (value.t() if _is_transposed(name) else value).contiguous()
-    for name, module in gpt.blocks.named_modules(prefix="blocks"):
-        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is None:
+        state[key] = (value.t() if name in transposed else value).contiguous()
+    for name, module in gpt.named_modules():
+        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is None and module is not gpt.lm_head:
             state["transformer." + _their_name(f"{name}.bias")] = module.weight.new_zeros(len(module.weight)).cpu()
-    if gpt.ln_f.bias is None:
-        state["transformer.ln_f.bias"] = gpt.ln_f.weight.new_zeros(len(gpt.ln_f.weight)).cpu()
     return state
 
 

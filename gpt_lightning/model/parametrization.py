@@ -81,12 +81,3 @@ def parametrization(config: GPTConfig, hidden_update: HiddenUpdate = "adamw") ->
         residual=1 / depth,
         readout=1 / m,
     )
-
-
-def role_of(name: str, ndim: int) -> Role:
-    """The role of a parameter, by its name in the model and its number of dimensions."""
-    if ndim < 2:
-        return "vector" if name.startswith("blocks.") else "final_vector"
-    if name.startswith(("wte.", "wpe.")):
-        return "embedding"
-    return "readout" if name.startswith("lm_head.") else "hidden"

@@ -4,31 +4,50 @@ Sharded or not, the weights are drawn on the CPU by the same random numbers in t
 process and one on many start from equal weights. When sharding, only one block exists whole at a time.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from gpt_lightning.model.gpt import GPT, GPTConfig, init_weights, seeded_generator
+from gpt_lightning.model.facts import unset_is_nan
+from gpt_lightning.model.gpt import GPT, Block, GPTConfig, init_weights, seeded_generator
 
 
-def build_sharded(config: GPTConfig, mesh: DeviceMesh | None = None) -> GPT:
-    """A GPT with random weights on the CPU; with a mesh, sharded over its "data_parallel" dimension."""
+def build_sharded(
+    config: GPTConfig, mesh: DeviceMesh | None = None, block: Callable[[GPTConfig], nn.Module] = Block
+) -> GPT:
+    """A GPT with random weights on the CPU; with a mesh, sharded over its "data_parallel" dimension.
+
+    Raises ValueError naming the parameters that nobody has initialised.
+    """
     if mesh is None:
         with torch.device("cpu"):
-            return GPT(config)
+            return GPT(config, block)
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     with torch.device("meta"):
-        gpt = GPT(config)
-    generator = seeded_generator()
-    parts: list[nn.Module] = [gpt.wte, gpt.wpe, *gpt.blocks, gpt.ln_f]
-    for part in [*parts, gpt.lm_head]:
-        if part is None:
-            continue
-        part.to_empty(device="cpu")
-        init_weights(part, config, generator)
-        if part in gpt.blocks:
+        gpt = GPT(config, block)
+    names = ["wte", "wpe", *(f"blocks.{i}" for i in range(config.n_layers)), "ln_f"]
+    facts, generator = gpt.facts(), seeded_generator()
+    for name in names if gpt.lm_head is None else [*names, "lm_head"]:
+        with torch.device("cpu"), unset_is_nan():
+            part = _with_storage(gpt, name)
+        init_weights(part, facts, config, generator, f"{name}.")
+        if name.startswith("blocks."):
             fully_shard(part, mesh=mesh["data_parallel"])
     fully_shard(gpt, mesh=mesh["data_parallel"])
     register_fsdp_forward_method(gpt, "hidden_states")  # training enters here, not by forward
     return gpt
+
+
+def _with_storage(gpt: GPT, name: str) -> nn.Module:
+    """A part of the model, put in its place as its constructor makes it: what a user's block sets there counts."""
+    if name.startswith("blocks."):
+        part = gpt.block(gpt.config)
+        gpt.set_submodule(name, part)
+    else:
+        part = gpt.get_submodule(name).to_empty(device="cpu")
+        assert isinstance(part, nn.Embedding | nn.LayerNorm | nn.Linear)
+        part.reset_parameters()  # moves torch's random numbers on as it does on one process
+    return part

@@ -16,7 +16,14 @@ from torch.distributed.tensor import DTensor
 
 from gpt_lightning.optim.config import OptimConfig
 
-STACKED = {"attn.qkv.weight": 3}  # matrices that are several in one, by the end of their name; Muon takes them apart
+
+class Facts(Protocol):
+    """What the owner of a parameter says of it (model/facts.py)."""
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def parts(self) -> tuple[int, ...]: ...
 
 
 class Multipliers(Protocol):
@@ -34,7 +41,7 @@ class Multipliers(Protocol):
 
 def parameter_groups(
     parameters: Mapping[str, Tensor],
-    roles: Mapping[str, str],
+    facts: Mapping[str, Facts],
     config: OptimConfig,
     multipliers: Mapping[Any, Multipliers],
 ) -> list[dict[str, Any]]:
@@ -42,17 +49,18 @@ def parameter_groups(
 
     Raises ValueError when a parameter has no role.
     """
-    without_role = sorted(set(parameters) - set(roles))
+    without_role = sorted(set(parameters) - set(facts))
     if without_role:
         raise ValueError(f"no role for parameters {', '.join(without_role)}; give each one a role")
-    names = group_names(roles)
+    names = group_names(facts)
     decayed = {"hidden", "readout"} | ({"embedding"} if config.decay_embeddings else set())
     decay = config.weight_decay
     assert decay != "timescale", "resolve it with timescale_weight_decay first"
     groups = []
     for group in dict.fromkeys(names.values()):
         members = {name: p for name, p in parameters.items() if names[name] == group}
-        role = roles[next(iter(members))]
+        first = facts[next(iter(members))]
+        role = first.role
         by = multipliers[role]
         settings = {
             "name": group,
@@ -63,8 +71,9 @@ def parameter_groups(
             "grad_weight": by.grad_weight,
         }
         if role == "hidden" and config.name == "muon":
+            _check_matrices(members)
             settings |= {"algorithm": "muon", "momentum": config.momentum, "adjust_lr": config.adjust_lr}
-            settings |= {"cautious": config.cautious_weight_decay, "n_stacked": n_stacked(next(iter(members)))}
+            settings |= {"cautious": config.cautious_weight_decay, "parts": first.parts}
         else:
             fused = all(p.device.type in ("cpu", "cuda", "mps", "xpu") for p in members.values())
             settings |= {"algorithm": "adamw", "betas": tuple(config.betas), "eps": config.eps * by.eps, "fused": fused}
@@ -72,17 +81,18 @@ def parameter_groups(
     return groups
 
 
-def group_names(roles: Mapping[str, str]) -> dict[str, str]:
-    """The group of every parameter: its role, and how many matrices it holds where that is more than one."""
+def _check_matrices(members: Mapping[str, Tensor]) -> None:
+    odd = [f"{name} has {p.ndim} dimensions" for name, p in members.items() if p.ndim != 2]
+    if odd:
+        raise ValueError(f"{odd[0]}; muon updates hidden matrices of 2: say another role in parameter_facts")
+
+
+def group_names(facts: Mapping[str, Facts]) -> dict[str, str]:
+    """The group of every parameter: its role, and the rows of its parts where a hidden matrix holds several."""
     return {
-        name: f"{role}_x{n_stacked(name)}" if role == "hidden" and n_stacked(name) > 1 else role
-        for name, role in roles.items()
+        name: f"hidden {'+'.join(map(str, f.parts))}" if f.role == "hidden" and f.parts else f.role
+        for name, f in facts.items()
     }
-
-
-def n_stacked(name: str) -> int:
-    """How many matrices lie on top of each other in the parameter of this name."""
-    return next((n for ending, n in STACKED.items() if name.endswith(ending)), 1)
 
 
 def gradient_norm(groups: Iterable[Mapping[str, Any]]) -> Tensor:
@@ -102,15 +112,15 @@ def gradient_norm(groups: Iterable[Mapping[str, Any]]) -> Tensor:
     return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
 
-def number_by_model(state: dict[str, Any], roles: Mapping[str, str]) -> dict[str, Any]:
+def number_by_model(state: dict[str, Any], facts: Mapping[str, Facts]) -> dict[str, Any]:
     """An optimizer's state_dict with parameters numbered as the model lists them, not as the groups do.
 
     Loading does not mind: it goes by position in the groups. But FSDP reads and writes numbers in the model's order,
     and so a checkpoint moves between one process, DDP and FSDP.
     """
-    names = group_names(roles)
+    names = group_names(facts)
     in_groups = [name for group in dict.fromkeys(names.values()) for name in names if names[name] == group]
-    in_model = {name: number for number, name in enumerate(roles)}
+    in_model = {name: number for number, name in enumerate(facts)}
     numbers = [in_model[name] for name in in_groups]
     return {
         "state": {numbers[i]: value for i, value in state["state"].items()},

@@ -1,13 +1,13 @@
 """Muon: momentum whose matrices are made orthogonal before they are applied (Jordan et al. 2024).
 
-Equal to torch.optim.Muon, with what a GPT needs beside it: queries, keys and values are orthogonalised one by one
-though they share a parameter, all matrices of one shape go through one batched product, a gradient that is not finite
-changes nothing without a synchronisation, and weight decay can be cautious. Newton-Schulz runs in bf16 on GPUs and in
-the gradient's own dtype on CPUs, where bf16 is often emulated. A sharded matrix is gathered on every rank.
+Equal to torch.optim.Muon, with what a GPT needs beside it: matrices that share a parameter, as queries, keys and
+values do, are orthogonalised one by one, all matrices of one shape go through one batched product, a gradient that is
+not finite changes nothing without a synchronisation, and weight decay can be cautious. Newton-Schulz runs in bf16 on
+GPUs and in the gradient's own dtype on CPUs, where bf16 is often emulated. A sharded matrix is gathered on every rank.
 """
 
 import math
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ def lr_factor(adjust_lr: str, rows: int, columns: int) -> float:
 def muon_step(group: Mapping[str, Any], state: MutableMapping[Tensor, Any], found_inf: Tensor | None) -> None:
     """Update a group's matrices in place; where `found_inf` is 1, weights and momentum stay as they are."""
     parameters = [p for p in group["params"] if p.grad is not None]
-    lr, momentum, n_stacked = group["lr"] * group["lr_ratio"], group["momentum"], group["n_stacked"]
+    lr, momentum = group["lr"] * group["lr_ratio"], group["momentum"]
     keep = 1.0 if found_inf is None else 1 - found_inf  # 0 where nothing may change
     directions = []
     for p in parameters:
@@ -55,26 +55,36 @@ def muon_step(group: Mapping[str, Any], state: MutableMapping[Tensor, Any], foun
         grad = p.grad if found_inf is None else torch.nan_to_num(p.grad, 0.0, 0.0, 0.0)
         buffer.add_((grad - buffer) * ((1 - momentum) * keep))
         directions.append(torch.lerp(grad, buffer, momentum))  # Nesterov
-    for p, update in zip(parameters, _orthogonal(directions, n_stacked), strict=True):
-        factor = lr * lr_factor(group["adjust_lr"], p.shape[0] // n_stacked, p.shape[1]) * keep
+
+    def length(rows: int, columns: int) -> float | Tensor:
+        return lr * lr_factor(group["adjust_lr"], rows, columns) * keep
+
+    for p, update in zip(parameters, _updates(directions, group["parts"], length), strict=True):
         decay = p * (lr * group["weight_decay"] * keep)
         if group["cautious"]:
             decay *= update * p >= 0
-        p.sub_(decay).sub_(update.to(p.dtype) * factor)
+        p.sub_(decay).sub_(update)
 
 
-def _orthogonal(directions: list[Tensor], n_stacked: int) -> list[Tensor]:
-    """Each direction made orthogonal, `n_stacked` matrices in each, all of one shape in one batch."""
+def _updates(
+    directions: list[Tensor], parts: tuple[int, ...], length: Callable[[int, int], float | Tensor]
+) -> list[Tensor]:
+    """Each direction's parts made orthogonal, times `length` of their shape; all of one shape in one batch."""
     whole = [d.full_tensor() if isinstance(d, DTensor) else d for d in directions]
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for i, d in enumerate(whole):
-        by_shape.setdefault(tuple(d.shape), []).append(i)
-    updates = list(whole)
-    for (rows, columns), members in by_shape.items():
-        batch = torch.stack([whole[i] for i in members]).view(-1, rows // n_stacked, columns)
-        for i, update in zip(members, orthogonalize(batch).view(-1, rows, columns), strict=True):
-            like = directions[i]
-            if isinstance(like, DTensor):  # every rank has it all and takes its own piece
-                update = distribute_tensor(update, like.device_mesh, like.placements, src_data_rank=None)
-            updates[i] = update
-    return updates
+    pieces = [list(d.split(parts or d.shape[0])) for d in whole]
+    by_shape: dict[torch.Size, list[tuple[int, int]]] = {}
+    for i, of_one in enumerate(pieces):
+        for j, piece in enumerate(of_one):
+            by_shape.setdefault(piece.shape, []).append((i, j))
+    for shape, members in by_shape.items():
+        batch = orthogonalize(torch.stack([pieces[i][j] for i, j in members])) * length(*shape)
+        for (i, j), update in zip(members, batch, strict=True):
+            pieces[i][j] = update
+    return [_like(torch.cat(of_one), d) for of_one, d in zip(pieces, directions, strict=True)]
+
+
+def _like(update: Tensor, direction: Tensor) -> Tensor:
+    """The update, sharded as the direction is: every rank has it all and takes its own piece."""
+    if not isinstance(direction, DTensor):
+        return update
+    return distribute_tensor(update, direction.device_mesh, direction.placements, src_data_rank=None)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from gpt_lightning.optim.config import OptimConfig
-from gpt_lightning.optim.groups import Multipliers, parameter_groups
+from gpt_lightning.optim.groups import Facts, Multipliers, parameter_groups
 from gpt_lightning.optim.muon import muon_step
 
 
@@ -23,6 +23,12 @@ class RoleOptimizer(torch.optim.Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], lr: float):
         super().__init__(groups, {"lr": lr})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        own = [{"parts": group["parts"]} if "parts" in group else {} for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, of_the_model in zip(self.param_groups, own, strict=True):  # not the checkpoint's
+            group.update(of_the_model)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -65,9 +71,9 @@ def adamw_step(group: Mapping[str, Any], state: MutableMapping[Tensor, Any], fou
 
 def build_optimizer(
     parameters: Mapping[str, Tensor],
-    roles: Mapping[str, str],
+    facts: Mapping[str, Facts],
     config: OptimConfig,
     multipliers: Mapping[Any, Multipliers],
 ) -> RoleOptimizer:
-    """The optimizer that `config` asks for, over named parameters with their roles."""
-    return RoleOptimizer(parameter_groups(parameters, roles, config, multipliers), config.lr)
+    """The optimizer that `config` asks for, over named parameters with their facts."""
+    return RoleOptimizer(parameter_groups(parameters, facts, config, multipliers), config.lr)

@@ -47,7 +47,7 @@ def summarise(
     module: GPTModule, data: CorpusDataModule, latest: dict[str, float], elapsed_seconds: float
 ) -> dict[str, Any]:
     """The numbers of summary.json: last metrics, size, time, and what the compressors reach."""
-    counts = count_parameters(module.gpt_config)
+    counts = count_parameters(module.gpt_config, module.own_block)
     summary: dict[str, Any] = {
         **latest,
         "tokens": module.tokens_seen,
@@ -65,7 +65,7 @@ def print_start(
     trainer: Trainer, module: GPTModule, data: CorpusDataModule, run_dir: Path, checkpoint: Path | None
 ) -> None:
     """Three lines: the model, the batch, the folder."""
-    config, counts = module.gpt_config, count_parameters(module.gpt_config)
+    config, counts = module.gpt_config, count_parameters(module.gpt_config, module.own_block)
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"model  {config.n_layers} layers x {config.d_model}, {short(counts.total)} parameters "

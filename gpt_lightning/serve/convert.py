@@ -34,11 +34,13 @@ def export_main(argv: list[str]) -> int:
     parser.add_argument("--output", required=True, metavar="FOLDER", help="new folder; 4 bytes per parameter")
     options = parser.parse_args(argv)
 
-    from gpt_lightning.checkpoint import find_tokenizer, load_gpt
+    from gpt_lightning.checkpoint import find_checkpoint, find_tokenizer, gpt_of, read_checkpoint, trained_block
     from gpt_lightning.model.huggingface import export_gpt2
 
-    tokenizer = find_tokenizer(options.run)
-    export_gpt2(load_gpt(options.run), tokenizer, options.output)
+    tokenizer, checkpoint = find_tokenizer(options.run), read_checkpoint(find_checkpoint(options.run))
+    if block := trained_block(checkpoint):
+        raise ValueError(f"GPT-2 has no block {block['class_path']}; only models of the built-in block can be exported")
+    export_gpt2(gpt_of(checkpoint), tokenizer, options.output)
     print(f"{options.output}: open it with transformers.AutoModelForCausalLM.from_pretrained({options.output!r})")
     return 0
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, overload
 if TYPE_CHECKING:
     from gpt_lightning.data.tokenizer import Tokenizer
     from gpt_lightning.model.gpt import GPT
+    from gpt_lightning.model.own_block import MakeBlock
     from gpt_lightning.model.sampling import SamplingConfig
 
 
@@ -121,9 +122,10 @@ def sampling_config(**sampling: Any) -> "SamplingConfig":
     return SamplingConfig(**sampling)
 
 
-def load(path: str | Path) -> TextGenerator:
+def load(path: str | Path, block: "MakeBlock | str | None" = None) -> TextGenerator:
     """The model of a run folder, a checkpoint inside one, or a Hugging Face folder, on a GPU if there is one.
 
+    block: that of the run when it was the user's own, or its import path; it is not imported otherwise.
     Raises ValueError when there is none at `path`, or it is damaged, or its tokenizer is missing.
     """
     import torch
@@ -144,7 +146,7 @@ def load(path: str | Path) -> TextGenerator:
         gpt.load_state_dict(state, assign=True)
     else:
         tokenizer = Tokenizer.from_file(find_tokenizer(path))
-        gpt = load_gpt(path)
+        gpt = load_gpt(path, block)
     return TextGenerator(gpt.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 
 
@@ -162,6 +164,7 @@ def _parser() -> _Parser:
     )
     add = parser.add_argument
     add("--run", required=True, metavar="PATH", help="a run folder, a .ckpt file in one, or a Hugging Face folder")
+    add("--model.block", dest="block", metavar="PATH", help="the run's own block, as mine.MyBlock, when it has one")
     add("--prompt", action="append", metavar="TEXT", help="repeatable; without it, the start of a document")
     add("--stop", action="append", metavar="TEXT", help="end before this text; repeatable")
     add("--max_new_tokens", type=int, metavar="N", help="tokens to write per prompt (default: 200)")
@@ -179,8 +182,9 @@ def main(argv: list[str]) -> int:
     path, prompts, stop = options.pop("run"), options.pop("prompt", [""]), options.pop("stop", [])
     if options.pop("greedy", False):
         options["temperature"] = 0.0
+    block = options.pop("block", None)
     try:
-        _write(path, prompts, stop, options)
+        _write(path, block, prompts, stop, options)
     except BrokenPipeError:  # the reader has seen enough, as in `generate | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -189,12 +193,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _write(path: str, prompts: list[str], stop: list[str], sampling: dict[str, Any]) -> None:
+def _write(path: str, block: str | None, prompts: list[str], stop: list[str], sampling: dict[str, Any]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     config = sampling_config(**sampling)
     TextDecoder(stop)  # raises ValueError before the model is loaded
-    generator = load(path)
+    generator = load(path, block)
     if len(prompts) > 1:
         for i, (prompt, text) in enumerate(zip(prompts, generator.generate(prompts, stop, **sampling), strict=True)):
             print(f"=== prompt {i + 1} of {len(prompts)} ===\n{prompt}{text}\n", flush=True)

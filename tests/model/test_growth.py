@@ -26,10 +26,10 @@ BASE = GPTConfig(
 TOKENS = torch.randint(0, 13, (4, 10), generator=torch.Generator().manual_seed(0))
 
 
-def build(config: GPTConfig, model_class: type[GPT] = GPT) -> GPT:
+def build(config: GPTConfig, block: type[Block] = Block) -> GPT:
     """A model in float64 whose biases and LayerNorms matter."""
     torch.manual_seed(0)
-    gpt = model_class(config).double()
+    gpt = GPT(config, block).double()
     for name, parameter in gpt.named_parameters():
         if parameter.ndim == 1:
             nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.3)
@@ -73,16 +73,10 @@ class GatedBlock(Block):
         return x + self.residual_multiplier * torch.tanh(self.mixer(by_head.flatten(-2))) * self.channel_gate
 
 
-class GatedGPT(GPT):
-    def __init__(self, config: GPTConfig):
-        super().__init__(config)
-        self.blocks = nn.ModuleList([GatedBlock(config) for _ in range(config.n_layers)])
-
-
 @pytest.mark.parametrize(("heads", "d_head"), [(2, 1), (1, 2), (2, 2)])
 def test_a_changed_model_is_duplicated_by_its_shapes_and_roles(heads, d_head):
     for config in (BASE, replace(BASE, n_heads=4, d_model=16, base_d_model=16)):  # as many heads as their width, too
-        small, wide = build(config, GatedGPT), build(widened(config, heads, d_head), GatedGPT)
+        small, wide = build(config, GatedBlock), build(widened(config, heads, d_head), GatedBlock)
         duplicate_width(small, wide)
         assert_same_function(small, wide)
 

@@ -7,7 +7,7 @@ import torch
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.loss import linear_cross_entropy
-from gpt_lightning.model.parametrization import RoleNumbers, parametrization, role_of
+from gpt_lightning.model.parametrization import RoleNumbers, parametrization
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.optimizer import build_optimizer
 
@@ -30,7 +30,7 @@ def trained(config: GPTConfig, optim: OptimConfig) -> tuple[list[float], dict[st
     torch.manual_seed(0)
     gpt = GPT(config)
     numbers = parametrization(config, optim.hidden_update).roles
-    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.roles(), optim, numbers)
+    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.facts(), optim, numbers)
     tokens, losses = torch.randint(0, 17, (4, 9)), []
     for _ in range(4):
         hidden = gpt.hidden_states(tokens[:, :-1]).flatten(0, 1)
@@ -96,12 +96,6 @@ def test_attention_scale_of_more_and_of_wider_heads():
     for d_model, n_heads in ((64, 8), (64, 2)):
         gpt = GPT(replace(base, d_model=d_model, n_heads=n_heads, base_d_head=8))
         assert gpt.blocks[0].attn.scale == pytest.approx(8**0.5 / (d_model // n_heads))
-
-
-def test_roles_by_name_and_shape():
-    names = {"wpe.weight": "embedding", "lm_head.weight": "readout", "blocks.0.mlp.fc.weight": "hidden"}
-    assert {name: role_of(name, 2) for name in names} == names
-    assert role_of("blocks.0.mlp.fc.bias", 1) == "vector" and role_of("ln_f.weight", 1) == "final_vector"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gpt_lightning.model.facts import Facts
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.parametrization import RoleNumbers, parametrization
 from gpt_lightning.optim.config import OptimConfig, timescale_weight_decay
@@ -14,7 +15,7 @@ TINY = GPTConfig(vocab_size=11, context_length=8, n_layers=2, n_heads=2, d_model
 
 def groups_of(config: OptimConfig, **options):
     gpt = GPT(GPTConfig(**{**TINY.__dict__, **options}))
-    return gpt, parameter_groups(dict(gpt.named_parameters()), gpt.roles(), config, parametrization(gpt.config).roles)
+    return gpt, parameter_groups(dict(gpt.named_parameters()), gpt.facts(), config, parametrization(gpt.config).roles)
 
 
 @pytest.mark.parametrize("tie_embedding", [True, False])
@@ -37,7 +38,7 @@ def test_decay_of_embeddings_is_a_choice():
         decay = {group["name"]: group["weight_decay"] for group in groups}
         assert decay == {
             "embedding": expected,
-            "hidden_x3": 0.1,
+            "hidden 8+8+8": 0.1,
             "hidden": 0.1,
             "vector": 0.0,
             "final_vector": 0.0,
@@ -52,7 +53,7 @@ def test_a_parameter_without_a_role_is_named():
 def test_the_fused_step_is_adamw_by_hand():
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64)[:, None])
     config = OptimConfig(lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-    optimizer = build_optimizer({"w": weight}, {"w": "hidden"}, config, {"hidden": RoleNumbers()})
+    optimizer = build_optimizer({"w": weight}, {"w": Facts("hidden")}, config, {"hidden": RoleNumbers()})
     weight.grad = torch.tensor([0.5, 0.25], dtype=torch.float64)[:, None]
     optimizer.step()
     # First step: the bias-corrected moments are g and g^2, so the update is the sign of the gradient.
@@ -70,8 +71,8 @@ def test_impossible_settings_are_refused_by_name(options):
 def test_a_ratio_of_8_to_1_is_what_weights_move_by():
     parameters = {name: torch.nn.Parameter(torch.zeros(3, 3)) for name in ("h", "e")}
     config = OptimConfig(lr=0.01, lr_ratios={"hidden": 8.0}, weight_decay=0.0)
-    roles = {"h": "hidden", "e": "embedding"}
-    optimizer = build_optimizer(parameters, roles, config, {"hidden": RoleNumbers(), "embedding": RoleNumbers()})
+    facts = {"h": Facts("hidden"), "e": Facts("embedding")}
+    optimizer = build_optimizer(parameters, facts, config, {"hidden": RoleNumbers(), "embedding": RoleNumbers()})
     for group in optimizer.param_groups:
         group["lr"] = 0.02  # as a scheduler, or Lightning's finder, sets it: the same for all
     for parameter in parameters.values():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from gpt_lightning.model.facts import Facts
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.parametrization import RoleNumbers, parametrization
 from gpt_lightning.optim.config import OptimConfig
@@ -14,9 +15,9 @@ from gpt_lightning.optim.optimizer import build_optimizer
 SHAPES = [(24, 24), (48, 16), (16, 48)]
 
 
-def muon_of(parameters: dict[str, torch.Tensor], **settings):
-    roles = {name: "hidden" for name in parameters}
-    return build_optimizer(parameters, roles, OptimConfig(name="muon", **settings), {"hidden": RoleNumbers()})
+def muon_of(parameters: dict[str, torch.Tensor], parts: tuple[int, ...] = (), **settings):
+    facts = {name: Facts("hidden", parts=parts) for name in parameters}
+    return build_optimizer(parameters, facts, OptimConfig(name="muon", **settings), {"hidden": RoleNumbers()})
 
 
 @pytest.mark.parametrize("adjust_lr", ["original", "match_rms_adamw"])
@@ -51,18 +52,33 @@ def test_an_orthogonalised_matrix_has_the_singular_vectors_of_the_gradient_and_v
         assert off_diagonal.abs().max() < 1e-12
 
 
-def test_queries_keys_and_values_are_orthogonalised_one_by_one():
+@pytest.mark.parametrize("adjust_lr", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("rows", [(8, 8, 8), (8, 4, 4), (16, 4, 4)], ids=str)
+def test_the_parts_of_a_matrix_are_updated_as_if_each_were_alone(rows, adjust_lr):
     torch.manual_seed(0)
-    whole = torch.nn.Parameter(torch.randn(24, 8))
-    parts = {
-        f"{name}.weight": torch.nn.Parameter(p.detach().clone()) for name, p in zip("qkv", whole.split(8), strict=True)
-    }
+    whole = torch.nn.Parameter(torch.randn(sum(rows), 8))
+    alone = {name: torch.nn.Parameter(p.detach().clone()) for name, p in zip("qkv", whole.split(rows), strict=True)}
     whole.grad = torch.randn_like(whole)
-    for p, grad in zip(parts.values(), whole.grad.split(8), strict=True):
+    for p, grad in zip(alone.values(), whole.grad.split(rows), strict=True):
         p.grad = grad.clone()
-    for parameters in ({"blocks.0.attn.qkv.weight": whole}, parts):
-        muon_of(parameters, lr=0.1).step()
-    torch.testing.assert_close(whole.detach(), torch.cat([p.detach() for p in parts.values()]), atol=1e-6, rtol=0)
+    settings = {"lr": 0.1, "weight_decay": 0.5, "cautious_weight_decay": True, "adjust_lr": adjust_lr}
+    muon_of({"qkv": whole}, rows, **settings).step()
+    muon_of(alone, **settings).step()
+    torch.testing.assert_close(whole.detach(), torch.cat([p.detach() for p in alone.values()]), atol=1e-6, rtol=0)
+
+
+def test_the_parts_are_the_models_also_after_a_checkpoint_was_loaded():
+    weight = torch.nn.Parameter(torch.randn(16, 8))
+    saved = muon_of({"qkv": weight}, (8, 8)).state_dict()
+    del saved["param_groups"][0]["parts"]  # as in checkpoints of earlier versions
+    optimizer = muon_of({"qkv": weight}, (8, 4, 4))
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["parts"] == (8, 4, 4)
+
+
+def test_muon_refuses_what_is_no_matrix_by_name():
+    with pytest.raises(ValueError, match="blocks.0.conv.weight has 3 dimensions"):
+        muon_of({"blocks.0.conv.weight": torch.nn.Parameter(torch.randn(4, 4, 3))})
 
 
 def test_cautious_decay_acts_only_where_the_update_shrinks_the_weight():
@@ -89,7 +105,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(name):
     gpt = GPT(GPTConfig(vocab_size=11, context_length=8, n_layers=2, n_heads=2, d_model=8))
     config = OptimConfig(name=name, lr=0.1)
     numbers = parametrization(gpt.config, config.hidden_update).roles
-    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.roles(), config, numbers)
+    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.facts(), config, numbers)
     for bad in (False, True):
         for p in gpt.parameters():
             p.grad = torch.randn_like(p)
@@ -110,7 +126,7 @@ def test_hidden_matrices_go_to_muon_and_all_else_to_adamw():
     gpt = GPT(GPTConfig(vocab_size=11, context_length=8, n_layers=2, n_heads=2, d_model=8, tie_embedding=False))
     config = OptimConfig(name="muon")
     numbers = parametrization(gpt.config, config.hidden_update).roles
-    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.roles(), config, numbers)
+    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.facts(), config, numbers)
     by_muon = {id(p) for group in optimizer.param_groups if group["algorithm"] == "muon" for p in group["params"]}
     hidden = {id(p) for name, p in gpt.named_parameters() if gpt.roles()[name] == "hidden"}
     assert by_muon == hidden and len(hidden) == 8

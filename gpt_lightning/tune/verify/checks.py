@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.model.gpt import GPTConfig
+from gpt_lightning.model.own_block import MakeBlock
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.tune.verify.coordinate_check import (
     DEPTH_TOLERANCE,
@@ -61,13 +62,11 @@ class VerifyResult:
         return [check.name for check in self.checks if check.passed is False]
 
 
-def measurements(
-    gpt: GPTConfig, optim: OptimConfig, model_class: type[GPT], seeds: int
-) -> dict[str, Callable[[], Any]]:
+def measurements(gpt: GPTConfig, optim: OptimConfig, block: MakeBlock, seeds: int) -> dict[str, Callable[[], Any]]:
     """What is to be measured, by name; each call gives a JSON value."""
     n_layers = min(gpt.n_layers, 2)
-    small = Miniature.of(gpt, model_class, HEADS["duplication"], n_layers)
-    base = Miniature.of(gpt, model_class, HEADS["coordinates"], n_layers)
+    small = Miniature.of(gpt, block, HEADS["duplication"], n_layers)
+    base = Miniature.of(gpt, block, HEADS["coordinates"], n_layers)
     return {
         **{
             f"losses x{2**d} clip {clip:g}": partial(duplicated_losses, small, d, optim, clip)

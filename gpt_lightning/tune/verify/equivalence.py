@@ -47,17 +47,15 @@ def initial_std(small: Miniature) -> dict[str, dict[str, float]]:
     in_width, in_depth = small.wider(DOUBLINGS).build(1), small.deeper(n_layers).build(1)
     completep = small.gpt.parametrization == "completep"
     laws: dict[str, list[tuple[float, float, float]]] = {}
-    wide, deep, roles = dict(in_width.named_parameters()), dict(in_depth.named_parameters()), model.roles()
+    wide, deep, facts = dict(in_width.named_parameters()), dict(in_depth.named_parameters()), model.facts()
     for name, p in model.named_parameters():
-        role = roles[name].removeprefix("final_")
+        role = facts[name].role.removeprefix("final_")
         expected = -0.5 if role == "hidden" else 0.0
         laws.setdefault(f"over widths: {role}", []).append(_against_law(p, wide[name], expected))
         if role == "hidden":
-            residual = name.removesuffix(".weight").endswith("proj")
+            residual = facts[name].residual
             law = f"over depths: {'residual' if residual else 'other hidden'}"
             found = _against_law(p, deep[name], -0.5 if residual and not completep else 0.0)
-            if not residual and not completep:  # a changed model may have residual projections of other names
-                found = min(found, _against_law(p, deep[name], -0.5), key=lambda law: law[2])
             laws.setdefault(law, []).append(found)
     return {
         law: {

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.loss import linear_cross_entropy
+from gpt_lightning.model.own_block import MakeBlock
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.groups import gradient_norm
@@ -32,12 +33,12 @@ class Miniature:
     widening_heads: the share of a doubling of the width that goes into wider heads; the rest gives more heads.
     """
 
-    model_class: type[GPT]
     gpt: GPTConfig
+    block: MakeBlock
     widening_heads: float
 
     @classmethod
-    def of(cls, gpt: GPTConfig, model_class: type[GPT], n_heads: int, n_layers: int) -> "Miniature":
+    def of(cls, gpt: GPTConfig, block: MakeBlock, n_heads: int, n_layers: int) -> "Miniature":
         """The miniature of `gpt` at base width, which is here `n_heads` heads."""
         d_head, D = gpt.d_model // gpt.n_heads, n_heads * D_HEAD
         base_d_head = gpt.base_d_head or d_head
@@ -59,7 +60,7 @@ class Miniature:
             base_n_layers=1 if gpt.parametrization == "completep" else None,
             base_d_head=D_HEAD if wider else None,
         )
-        return cls(model_class, config, 1.0 if only_wider else 0.5 if wider else 0.0)
+        return cls(config, block, 1.0 if only_wider else 0.5 if wider else 0.0)
 
     def wider(self, doublings: int) -> "Miniature":
         """The relative 2^doublings times as wide: with more heads, wider heads, or both, as the user's."""
@@ -77,7 +78,7 @@ class Miniature:
         """A model with fresh weights; torch's own random numbers stay as they are."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.model_class(self.gpt).to(dtype)
+            return GPT(self.gpt, self.block).to(dtype)
 
 
 @contextmanager
@@ -105,7 +106,7 @@ def optim_in_miniature(optim: OptimConfig, lr: float, weight_decay: float, eps: 
 def train(gpt: GPT, optim: OptimConfig, data: tuple[Tensor, Tensor], clip: float = 0.0) -> Iterator[float]:
     """Train on one batch, for as long as losses are asked for; each is that before its step."""
     numbers = parametrization(gpt.config, optim.hidden_update).roles
-    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.roles(), optim, numbers)
+    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.facts(), optim, numbers)
     tokens, targets = data
     while True:
         hidden = gpt.hidden_states(tokens).flatten(0, 1)

@@ -7,11 +7,9 @@ corpus and takes a few seconds. Exit code 1 when a check fails.
 """
 
 import hashlib
-import importlib
 import inspect
-import os
-import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.model.gpt import Block, GPTConfig
+from gpt_lightning.model.own_block import MakeBlock, import_block
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.tune.results import IfExists, TuneFolder
 from gpt_lightning.tune.trials import TuneCLI
@@ -42,17 +41,15 @@ class VerifyConfig:
     """Folder of the results."""
     if_exists: IfExists = "resume"
     """resume keeps what has been measured there, overwrite starts anew."""
-    model_class: str = "gpt_lightning.model.gpt.GPT"
-    """Import path of the model's class, when it is not GPT itself but a subclass of it."""
 
 
-def verify(gpt: GPTConfig, optim: OptimConfig, model_class: type[GPT] = GPT, seeds: int = SEEDS) -> VerifyResult:
+def verify(gpt: GPTConfig, optim: OptimConfig, block: MakeBlock = Block, seeds: int = SEEDS) -> VerifyResult:
     """Check the parametrization of a model and optimizer.
 
     seeds: runs per size of the coordinate check. Raises ValueError when wider models have other layers.
     """
     with one_thread():
-        return judge(gpt, {key: measure() for key, measure in measurements(gpt, optim, model_class, seeds).items()})
+        return judge(gpt, {key: measure() for key, measure in measurements(gpt, optim, block, seeds).items()})
 
 
 def main(arguments: list[str]) -> int:
@@ -60,11 +57,12 @@ def main(arguments: list[str]) -> int:
     cli = TuneCLI([*arguments, "--trainer.precision=32-true"], "tune verify", VerifyConfig)  # or it talks about bf16
     settings = cli.settings
     gpt, optim = GPTConfig(**cli.config.model.gpt.as_dict()), OptimConfig(**cli.config.model.optim.as_dict())
-    model_class = import_model_class(settings.model_class)
+    spec = cli.config.model.block.as_dict()
+    block = partial(import_block(spec["class_path"]), **spec.get("init_args", {}))
     question = {f"model.gpt.{key}": value for key, value in asdict(gpt).items() if key not in UNUSED}
     question |= {f"model.optim.{key}": value for key, value in asdict(optim).items() if key not in UNUSED}
-    with TuneFolder(settings.dir, {**question, "tune.model_class": settings.model_class}, settings.if_exists) as folder:
-        result = judge(gpt, _measure(gpt, optim, model_class, folder))
+    with TuneFolder(settings.dir, {**question, "model.block": spec}, settings.if_exists) as folder:
+        result = judge(gpt, _measure(gpt, optim, block, folder))
         print_result(result)
         advice = advise(gpt, result, settings.dir)
         title = f"Parametrization {gpt.parametrization}, {optim.name}: {advice.split(':')[0]}"
@@ -76,41 +74,24 @@ def main(arguments: list[str]) -> int:
     return 0 if result.passed else 1
 
 
-def _measure(gpt: GPTConfig, optim: OptimConfig, model_class: type[GPT], folder: TuneFolder) -> dict[str, Any]:
-    code = fingerprint(model_class, gpt)  # so that a mended model is measured anew
+def _measure(gpt: GPTConfig, optim: OptimConfig, block: MakeBlock, folder: TuneFolder) -> dict[str, Any]:
+    code = fingerprint(block, gpt)  # so that a mended model is measured anew
     console = Console(stderr=True)
     measured = {}
-    plan = measurements(gpt, optim, model_class, SEEDS)
+    plan = measurements(gpt, optim, block, SEEDS)
     with one_thread(), Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for key, measure in progress.track(plan.items(), description="verifying"):
             measured[key] = folder.measured(f"{code} {key}", measure)
     return measured
 
 
-def import_model_class(path: str) -> type[GPT]:
-    """The class at an import path; modules in the current folder are found too."""
-    module_name, _, name = path.rpartition(".")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"tune.model_class {path}: {error}; expected an import path such as my_package.MyGPT"
-        ) from None
-    finally:
-        sys.path.remove(os.getcwd())
-    if not (isinstance(found, type) and issubclass(found, GPT)):
-        raise ValueError(f"tune.model_class {path} is not a subclass of gpt_lightning.model.gpt.GPT")
-    return found
-
-
-def fingerprint(model_class: type[GPT], gpt: GPTConfig) -> str:
+def fingerprint(block: MakeBlock, gpt: GPTConfig) -> str:
     """Digest of the code that decides the measurements: the model's, its layers', the optimizer's and the checks'."""
     here = Path(__file__).parent
     files = {here / f"{name}.py" for name in ("miniature", "equivalence", "coordinate_check", "checks")}
     package = here.parents[1]
     files |= {*(package / "model").glob("*.py"), *(package / "optim").glob("*.py")}
-    layers = {type(module) for module in Miniature.of(gpt, model_class, n_heads=1, n_layers=1).build(0).modules()}
+    layers = {type(module) for module in Miniature.of(gpt, block, n_heads=1, n_layers=1).build(0).modules()}
     for layer in layers:
         files |= {Path(file) for base in layer.__mro__ if base is not object and (file := inspect.getsourcefile(base))}
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]

@@ -14,7 +14,9 @@ import gpt_lightning.tune.verify.checks
 import gpt_lightning.tune.verify.miniature
 import gpt_lightning.tune.verify.verb
 from gpt_lightning.cli import main
-from gpt_lightning.model.gpt import GPT, MLP, GPTConfig, init_weights, seeded_generator
+from gpt_lightning.model.facts import Facts
+from gpt_lightning.model.gpt import MLP, Block, GPTConfig
+from gpt_lightning.model.own_block import MakeBlock, import_block
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.run.fit import run
@@ -33,8 +35,8 @@ CLIPPED = f"{DUPLICATION}, clipped"
 ADAMW, MUON = OptimConfig(), OptimConfig(name="muon")
 
 
-def check(gpt: GPTConfig, optim: OptimConfig = ADAMW, model_class: type[GPT] = GPT) -> VerifyResult:
-    return verify(gpt, optim, model_class, seeds=1)
+def check(gpt: GPTConfig, optim: OptimConfig = ADAMW, block: MakeBlock = Block) -> VerifyResult:
+    return verify(gpt, optim, block, seeds=1)
 
 
 def measured(result: VerifyResult, name: str) -> float:
@@ -137,7 +139,7 @@ def test_wrong_initial_weights_fail_though_training_is_right(monkeypatch):
 )
 def test_each_law_of_the_initial_weights_is_asserted(gpt, law, change, monkeypatch):
     plant(monkeypatch, change)
-    laws = initial_std(Miniature.of(gpt, GPT, n_heads=4, n_layers=2))
+    laws = initial_std(Miniature.of(gpt, Block, n_heads=4, n_layers=2))
     assert [name for name, found in laws.items() if found["sigmas"] > SIGMAS] == [law]
 
 
@@ -158,14 +160,12 @@ def test_standard_does_not_transfer():
     assert measured(result, "movement over depths: residual stream") > 0.7
 
 
-class RMSGPT(GPT):
-    """RMSNorm instead of LayerNorm, everywhere."""
+class RMSBlock(Block):
+    """RMSNorm instead of LayerNorm."""
 
     def __init__(self, config: GPTConfig):
         super().__init__(config)
-        self.ln_f = nn.RMSNorm(config.d_model)
-        for block in self.blocks:
-            block.ln_1, block.ln_2 = nn.RMSNorm(config.d_model), nn.RMSNorm(config.d_model)
+        self.ln_1, self.ln_2 = nn.RMSNorm(config.d_model), nn.RMSNorm(config.d_model)
 
 
 class GatedMLP(MLP):
@@ -178,57 +178,56 @@ class GatedMLP(MLP):
         return self.proj(F.silu(self.gate(x)) * self.fc(x)) * self.scale
 
 
-class GatedGPT(GPT):
+class GatedBlock(Block):
     """A gated MLP with a scale per channel."""
 
     def __init__(self, config: GPTConfig):
         super().__init__(config)
-        for block in self.blocks:
-            block.mlp = GatedMLP(config.d_model, config.d_ff or 2 * config.d_model)
-        init_weights(self, config, seeded_generator())
+        self.mlp = GatedMLP(config.d_model, config.d_ff or 2 * config.d_model)
 
 
-class WrongRoleGPT(GatedGPT):
+class WrongRoleBlock(GatedBlock):
     """Takes the gate for an embedding."""
 
-    def roles(self):
-        return {name: "embedding" if ".gate.weight" in name else role for name, role in super().roles().items()}
+    def parameter_facts(self):
+        return {"mlp.gate.weight": Facts("embedding")}
 
 
-class WrongScaleGPT(GatedGPT):
+class WrongScaleBlock(GatedBlock):
     """Attention as everywhere else."""
 
     def __init__(self, config: GPTConfig):
         super().__init__(config)
-        for block in self.blocks:
-            block.attn.scale = (config.d_model // config.n_heads) ** -0.5
+        self.attn.scale = (config.d_model // config.n_heads) ** -0.5
 
 
-class UnscaledInitGPT(GatedGPT):
-    """Initialises its gate by hand, at every width alike."""
+class UnscaledInitBlock(GatedBlock):
+    """Initialises its gate by itself, at every width alike."""
 
     def __init__(self, config: GPTConfig):
         super().__init__(config)
-        for block in self.blocks:
-            nn.init.normal_(block.mlp.gate.weight, std=0.02)
+        nn.init.normal_(self.mlp.gate.weight, std=0.02)
+
+    def parameter_facts(self):
+        return {"mlp.gate.weight": Facts("hidden", std=None)}
 
 
-@pytest.mark.parametrize("model_class", [RMSGPT, GatedGPT])
+@pytest.mark.parametrize("block", [RMSBlock, GatedBlock])
 @pytest.mark.parametrize("gpt", [MUP, COMPLETEP], ids=lambda gpt: gpt.parametrization)
-def test_changed_models_that_are_right_pass(model_class, gpt):
-    assert check(gpt, model_class=model_class).failed == []
+def test_changed_models_that_are_right_pass(block, gpt):
+    assert check(gpt, block=block).failed == []
 
 
 @pytest.mark.parametrize(
-    ("model_class", "failed"),
+    ("block", "failed"),
     [
-        (WrongRoleGPT, DUPLICATION),
-        (WrongScaleGPT, DUPLICATION),
-        (UnscaledInitGPT, "initial std over widths: hidden"),
+        (WrongRoleBlock, DUPLICATION),
+        (WrongScaleBlock, DUPLICATION),
+        (UnscaledInitBlock, "initial std over widths: hidden"),
     ],
 )
-def test_changed_models_that_are_wrong_fail(model_class, failed):
-    assert failed in check(MUP, model_class=model_class).failed
+def test_changed_models_that_are_wrong_fail(block, failed):
+    assert failed in check(MUP, block=block).failed
 
 
 def never(*args):
@@ -266,26 +265,34 @@ def test_the_verb_passes_mup_resumes_and_answers_one_question(tmp_path, monkeypa
 
 
 def test_a_mended_model_is_measured_anew(tmp_path, monkeypatch):
-    file = tmp_path / "my_changed_model.py"
-    file.write_text("from gpt_lightning.model.gpt import GPT\n\n\nclass MyGPT(GPT):\n    pass\n")
+    file = tmp_path / "my_changed_block.py"
+    file.write_text("from gpt_lightning.model.gpt import Block\n\n\nclass MyBlock(Block):\n    pass\n")
     monkeypatch.chdir(tmp_path)
-    my_gpt = gpt_lightning.tune.verify.verb.import_model_class("my_changed_model.MyGPT")
-    before = fingerprint(my_gpt, MUP)
-    assert before == fingerprint(my_gpt, MUP) != fingerprint(GPT, MUP)
+    my_block = import_block("my_changed_block.MyBlock")
+    before = fingerprint(my_block, MUP)
+    assert before == fingerprint(my_block, MUP) != fingerprint(Block, MUP)
     file.write_text(file.read_text() + "# mended\n")
-    assert fingerprint(my_gpt, MUP) != before
+    assert fingerprint(my_block, MUP) != before
 
 
 @pytest.mark.parametrize(
-    ("model_class", "message"),
+    ("block", "message"),
     [
-        ("nowhere.MyGPT", "nowhere.MyGPT: No module named 'nowhere'; expected an import path"),
-        ("MyGPT", "expected an import path such as my_package.MyGPT"),
-        ("gpt_lightning.model.gpt.MLP", "is not a subclass of gpt_lightning.model.gpt.GPT"),
+        ("nowhere.MyBlock", "No module named 'nowhere'"),
+        ("gpt_lightning.model.gpt.Blok", "has no attribute 'Blok'"),
+        ("collections.OrderedDict", "to be a subclass of <class 'Module'>"),
+        ("os.system", "to be a function that returns <class 'Module'>"),
     ],
 )
-def test_a_bad_model_class_is_one_line(model_class, message, tmp_path, capfd):
-    assert main(command(tmp_path, f"--tune.model_class={model_class}")) == 2
+def test_a_bad_block_is_one_line(block, message, tmp_path, capfd):
+    assert main(command(tmp_path, f"--model.block={block}")) == 2
     error = capfd.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "verify").exists()
+
+
+def test_the_verb_takes_the_block_of_the_stack(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(gpt_lightning.tune.verify.verb, "SEEDS", 1)
+    mup = ["--model.gpt.parametrization=mup", "--model.gpt.base_d_model=8", "--model.gpt.base_d_head=4"]
+    assert main(command(tmp_path, *mup, f"--model.block={__name__}.WrongScaleBlock")) == 1
+    assert DUPLICATION in capfd.readouterr().out
