@@ -12,7 +12,7 @@ from gpt_lightning.optim.rescale import StepSettings, rescaled, rounded
 
 ADAMW = {"lr": 2e-3, "lr_ratio": 1.0, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "fused": False}
 MUON = {"lr": 2e-3, "lr_ratio": 1.0, "weight_decay": 0.1, "momentum": 0.95, "adjust_lr": "match_rms_adamw"}
-MUON |= {"cautious": False, "n_stacked": 32}
+MUON |= {"cautious": False, "parts": (8,) * 32}
 
 
 def half_life(keep: float) -> float:

@@ -1,0 +1,262 @@
+"""One matrix over blocks, built in and a user's own: every promise of a block holds for all of them."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from gpt_lightning.model.facts import Facts, facts_of
+from gpt_lightning.model.flops import count_parameters, flops_per_token
+from gpt_lightning.model.gpt import GPT, Block, GPTConfig
+from gpt_lightning.model.huggingface import export_gpt2
+from gpt_lightning.model.own_block import block_spec, own_block
+from gpt_lightning.model.parametrization import parametrization
+from gpt_lightning.model.sampling import SamplingConfig, generate_tokens
+from gpt_lightning.model.sharding import build_sharded
+from gpt_lightning.optim.config import OptimConfig
+from gpt_lightning.optim.optimizer import build_optimizer
+from gpt_lightning.tune.verify.verb import verify
+from tests import blocks
+from tests.blocks import ForgottenBlock, GatedBlock, GroupedBlock, ParallelBlock
+
+CONFIG = GPTConfig(
+    vocab_size=31,
+    context_length=12,
+    n_layers=3,
+    n_heads=4,
+    d_model=32,
+    init_std=0.3,
+    attention_pattern=("dense", "banded"),
+    band_width=4,
+)
+MUP = replace(CONFIG, parametrization="mup", base_d_model=16, base_d_head=4)
+BLOCKS = {
+    "built in": Block,
+    "parallel": ParallelBlock,
+    "parallel, set": partial(ParallelBlock, scale=0.5),
+    "grouped": GroupedBlock,
+    "gated": GatedBlock,
+}
+OWN = {name: block for name, block in BLOCKS.items() if block is not Block}
+TOKENS = torch.randint(0, 31, (2, 12), generator=torch.Generator().manual_seed(0))
+
+over_blocks = pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+
+
+def build(block, config: GPTConfig = CONFIG) -> GPT:
+    torch.manual_seed(0)
+    return GPT(config, block).double().eval()
+
+
+@over_blocks
+def test_counts_without_a_model_are_those_of_the_model(block):
+    gpt, counts = build(block), count_parameters(CONFIG, own_block(block))
+    outside = ("wte", "wpe", "lm_head")
+    embedding = sum(p.numel() for name, p in gpt.named_parameters() if name.startswith(outside))
+    assert counts.total == sum(p.numel() for p in gpt.parameters())
+    assert counts.embedding == embedding
+
+
+@over_blocks
+@pytest.mark.parametrize("tie_embedding", [True, False])
+def test_flops_are_the_products_that_torch_counts_and_the_attention_formula(block, tie_embedding):
+    config = replace(CONFIG, tie_embedding=tie_embedding)
+    gpt = GPT(config, block)
+    with FlopCounterMode(display=False) as counter:
+        gpt(TOKENS[:1]).sum().backward()
+    products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
+    attention = flops_per_token(config) - flops_per_token(replace(config, band_width=1, attention_pattern=("banded",)))
+    attention += 12.0 * config.d_model * config.n_layers  # of the key that a band of 1 sees
+    assert flops_per_token(config, own_block(block)) == pytest.approx(products / 12 + attention, rel=1e-12)
+
+
+@over_blocks
+def test_with_a_cache_the_logits_are_those_without_it(block):
+    gpt = build(block)
+    cache = gpt.new_cache()
+    stepwise = torch.cat([gpt(TOKENS[:, i : i + n], cache) for i, n in ((0, 5), *((i, 1) for i in range(5, 12)))], 1)
+    torch.testing.assert_close(stepwise, gpt(TOKENS), atol=1e-12, rtol=0)
+
+
+@over_blocks
+def test_greedy_text_is_the_argmax_of_the_full_run(block):
+    gpt, prompt = build(block), TOKENS[:1, :4]
+    steps = generate_tokens(gpt, [prompt[0].tolist()], SamplingConfig(max_new_tokens=6, temperature=0.0), eot_id=-1)
+    written = [token for (token,) in steps]
+    with torch.no_grad():
+        for token in written:
+            assert token == gpt(prompt)[0, -1].argmax()
+            prompt = torch.cat([prompt, torch.tensor([[token]])], 1)
+    assert len(written) == 6
+
+
+def looks_ahead(block) -> bool:
+    gpt, changed = build(block), TOKENS.clone()
+    changed[:, 7:] = (changed[:, 7:] + 1) % 31
+    before, after = gpt(TOKENS), gpt(changed)
+    assert not torch.equal(before[:, 7:], after[:, 7:])
+    return not torch.equal(before[:, :7], after[:, :7])
+
+
+@over_blocks
+def test_no_token_sees_what_comes_after_it(block):
+    assert not looks_ahead(block)
+    assert looks_ahead(blocks.AcausalBlock)
+
+
+@over_blocks
+@pytest.mark.parametrize("optim", [OptimConfig(), OptimConfig(name="muon")], ids=lambda optim: optim.name)
+def test_every_parameter_has_facts_and_is_in_one_optimizer_group(block, optim):
+    gpt = build(block)
+    assert list(gpt.facts()) == [name for name, _ in gpt.named_parameters()]
+    numbers = parametrization(CONFIG, optim.hidden_update).roles
+    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.facts(), optim, numbers)
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in gpt.parameters())
+    inside = {fact.role for name, fact in gpt.facts().items() if name.startswith("blocks.")}
+    assert inside == {"hidden", "vector"}
+    for name, parameter in gpt.blocks.named_parameters():
+        assert gpt.roles()[f"blocks.{name}"] == ("hidden" if parameter.ndim == 2 else "vector")
+
+
+@over_blocks
+def test_muon_updates_each_part_as_if_it_were_alone(block):
+    gpt, config = build(block), OptimConfig(name="muon", lr=0.1)
+    numbers = parametrization(CONFIG, config.hidden_update).roles
+    for p in gpt.parameters():
+        p.grad = torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(p.numel()))
+    alone, facts = {}, {}
+    for name, p in gpt.named_parameters():
+        rows = gpt.facts()[name].parts or (len(p),)
+        for i, (piece, grad) in enumerate(zip(p.detach().split(rows), p.grad.split(rows), strict=True)):
+            alone[name, i] = nn.Parameter(piece.clone())
+            alone[name, i].grad = grad.clone()
+            facts[name, i] = replace(gpt.facts()[name], parts=())
+    build_optimizer(dict(gpt.named_parameters()), gpt.facts(), config, numbers).step()
+    build_optimizer(alone, facts, config, numbers).step()
+    for name, p in gpt.named_parameters():
+        expected = torch.cat([piece for (owner, _), piece in alone.items() if owner == name])
+        torch.testing.assert_close(p.detach(), expected.detach(), atol=1e-12, rtol=0)
+
+
+def test_fused_parts_are_declared_where_they_are():
+    parts = {name: fact.parts for name, fact in build(GroupedBlock).facts().items() if fact.parts}
+    assert parts == {f"blocks.{i}.attn.qkv.weight": (32, 16, 16) for i in range(3)}
+    assert {fact.parts for fact in build(Block).facts().values()} == {(), (32, 32, 32)}
+
+
+@over_blocks
+def test_initial_weights_follow_the_facts(block):
+    gpt = build(block, replace(MUP, d_model=128, base_d_model=32, n_heads=32))
+    hidden = 0.3 / 2  # m = 4
+    for name, p in gpt.named_parameters():
+        fact = gpt.facts()[name]
+        if fact.role == "hidden":
+            std = hidden / 6**0.5 if name.endswith(("out.weight", "proj.weight")) else hidden
+            assert p.std().item() == pytest.approx(std, rel=0.05), name
+        elif name.endswith("shift"):
+            assert torch.all(p == 0.25)
+        elif name.endswith("gate"):
+            assert torch.all(p == 0.5)
+        elif fact.role in ("vector", "final_vector"):
+            assert torch.all(p == float(name.endswith("weight"))), name
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    store = tmp_path_factory.mktemp("store") / "file"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,), mesh_dim_names=("data_parallel",))
+    torch.distributed.destroy_process_group()
+
+
+class RandomBlock(GatedBlock):
+    """Draws a value by itself."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__(config)
+        nn.init.normal_(self.gate)
+
+
+@pytest.mark.parametrize("block", [*BLOCKS.values(), RandomBlock], ids=[*BLOCKS, "random"])
+@pytest.mark.parametrize("tie_embedding", [True, False])
+def test_a_sharded_model_starts_from_the_weights_of_one_process(block, tie_embedding, mesh):
+    config = replace(CONFIG, tie_embedding=tie_embedding)
+    torch.manual_seed(0)
+    whole = build_sharded(config, None, block)
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    sharded = build_sharded(config, mesh, block)
+    assert torch.equal(after, torch.rand(1)), "torch's random numbers, and so dropout, would differ"
+    found = dict(sharded.named_parameters())
+    for name, p in whole.named_parameters():
+        assert isinstance(found[name], DTensor) and torch.equal(found[name].full_tensor(), p), name
+    assert [b.tolist() for b in sharded.buffers()] == [b.tolist() for b in whole.buffers()]
+    torch.testing.assert_close(sharded(TOKENS), whole(TOKENS))
+
+
+def test_what_nobody_initialised_is_named_sharded_or_not(mesh):
+    for build_model in (lambda: GPT(CONFIG, ForgottenBlock), lambda: build_sharded(CONFIG, mesh, ForgottenBlock)):
+        with pytest.raises(ValueError, match=r"nobody initialised blocks.0.shift"):
+            build_model()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_facts_of_what_is_not_there_are_refused():
+    class Misspelt(Block):
+        def parameter_facts(self):
+            return {"attn.porj.weight": Facts("hidden")}
+
+    with pytest.raises(ValueError, match="Misspelt.parameter_facts speaks of attn.porj.weight"):
+        GPT(CONFIG, Misspelt)
+
+
+def test_the_outer_module_has_the_last_word():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = GatedBlock(CONFIG)
+
+        def parameter_facts(self):
+            return {"block.shift": Facts("vector", std=0, mean=7)}
+
+    assert facts_of(Outer())["block.shift"].mean == 7
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_verify_passes_right_blocks(block):
+    assert verify(MUP, OptimConfig(), block, seeds=1).failed == []
+
+
+@pytest.mark.slow
+def test_verify_passes_grouped_parts_under_muon_and_fails_them_as_one_matrix():
+    assert verify(MUP, OptimConfig(name="muon"), GroupedBlock, seeds=1).failed == []
+
+
+def test_verify_fails_a_wrong_block():
+    failed = verify(MUP, OptimConfig(), blocks.WrongScaleBlock, seeds=1).failed
+    assert "loss difference, width x2, x4" in failed
+
+
+@pytest.mark.parametrize("block", OWN.values(), ids=OWN)
+def test_export_refuses_a_block_of_ones_own_by_name(block, tmp_path):
+    name = block_spec(block)["class_path"]
+    with pytest.raises(ValueError, match=f"GPT-2 has no block {name}"):
+        export_gpt2(build(block, replace(CONFIG, attention_pattern=("dense",))), tmp_path / "none", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_block_is_known_by_path_and_settings():
+    assert block_spec(Block) is None and own_block(partial(Block)) is None
+    assert block_spec(BLOCKS["parallel, set"]) == {
+        "class_path": "tests.blocks.ParallelBlock",
+        "init_args": {"scale": 0.5},
+    }
+    with pytest.raises(ValueError, match="tests.blocks.ParallelBlock: scale is a PosixPath; expected numbers, text"):
+        block_spec(partial(ParallelBlock, scale=Path("x")))
