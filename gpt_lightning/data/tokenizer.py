@@ -183,7 +183,7 @@ class Tokenizer:
         """
         if not 257 <= vocab_size <= LARGEST_VOCABULARY:
             raise ValueError(
-                f"vocab_size is {vocab_size}; expected 257 (256 bytes and {EOT}) to {LARGEST_VOCABULARY:,}, such as 8192"
+                f"vocab_size is {vocab_size}; expected 257 (256 bytes and {EOT}) to {LARGEST_VOCABULARY:,}"
             )
         base = tokenizers.Tokenizer(tokenizers.models.BPE())
         base.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

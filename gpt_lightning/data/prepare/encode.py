@@ -1,4 +1,4 @@
-"""Documents -> token ids, on every core, in order, in bounded memory.
+"""Documents -> splits, tokenizer, token ids; encoded on every core, in order, in bounded memory.
 
     documents --split by name--> chunks of 1 MB --threads--> ids --in the order of the chunks-->
 
@@ -9,6 +9,7 @@ flight, so the output does not depend on the number of threads and the memory do
 """
 
 import hashlib
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -40,35 +41,66 @@ def name_hash(name: str, use: str = "split") -> int:
 class Splitter:
     """Decides a document's split from its name alone, so that adding documents never moves the others.
 
-    With few documents a split may stay empty. `rebalance` then moves the border just past the document nearest to
-    it, and the documents are to be read again.
+        hash   0 ... val | test | train ... 2^64
+
+    With few documents a split may stay empty: then its border is moved just past the document nearest to it. Names
+    are read until every split has one. Raises ValueError for fewer documents than splits.
     """
 
-    def __init__(self, val_fraction: float) -> None:
-        self._border = int(val_fraction * HASHES)
-        self._lowest, self._highest, self._n_documents = HASHES, -1, 0
+    def __init__(self, source: Source, val_fraction: float, test_fraction: float = 0.0) -> None:
+        self._val, self._test = int(val_fraction * HASHES), int((val_fraction + test_fraction) * HASHES)
+        self.splits = ("train", "val", "test") if test_fraction else ("train", "val")
+        hashes, seen = [], set()
+        for name, _ in source.read(lambda _: True):
+            hashes.append(name_hash(name))
+            seen.add(self.split_of(name))
+            if len(seen) == len(self.splits):
+                return
+        self._move_borders(sorted(hashes))
+
+    def _move_borders(self, hashes: list[int]) -> None:
+        n_splits = len(self.splits)
+        if len(hashes) < n_splits:
+            found = ("no text", "one document", "two documents")[len(hashes)]
+            needed = ("two", "three")[n_splits - 2]
+            raise ValueError(f"the corpus has {found}; at least {needed} documents are needed, one for each split")
+        self._val = min(max(self._val, hashes[0] + 1), hashes[1 - n_splits])
+        above = next(hashed for hashed in hashes if hashed >= self._val) if n_splits == 3 else -1
+        self._test = min(max(self._test, self._val, above + 1), hashes[-1])
 
     def split_of(self, name: str) -> str:
         hashed = name_hash(name)
-        self._lowest, self._highest = min(self._lowest, hashed), max(self._highest, hashed)
-        self._n_documents += 1
-        return "val" if hashed < self._border else "train"
+        return "val" if hashed < self._val else "test" if hashed < self._test else "train"
 
-    def rebalance(self) -> bool:
-        """Whether a split stayed empty and the border was moved. Raises ValueError for fewer than two documents."""
-        if self._n_documents < 2:
-            found = "one document" if self._n_documents else "no text"
-            raise ValueError(f"the corpus has {found}; at least two documents are needed, one for each split")
-        if self._lowest < self._border <= self._highest:
-            return False
-        self._border = self._lowest + 1 if self._lowest >= self._border else self._highest
-        self._lowest, self._highest, self._n_documents = HASHES, -1, 0
-        return True
+
+def train_tokenizer(source: Source, splitter: Splitter, vocab_size: int, sample_bytes: int) -> Tokenizer:
+    """From training documents only: sampled by hash over all of them where the size is known, else the first ones."""
+    share = min(1.0, sample_bytes / source.n_bytes) if source.n_bytes else 1.0
+
+    def is_train(name: str) -> bool:
+        return splitter.split_of(name) == "train"
+
+    def is_sampled(name: str) -> bool:
+        return is_train(name) and name_hash(name, "tokenizer") < share * HASHES
+
+    def capped(texts: Iterable[str]) -> Iterator[str]:
+        left = sample_bytes
+        for text in texts:
+            yield text[:left]
+            left -= len(text.encode())
+            if left <= 0:
+                return
+
+    texts = (text for _, text in source.read(is_sampled))
+    first = next(texts, None)
+    if first is None:  # a handful of documents, none of them sampled
+        return Tokenizer.train(capped(text for _, text in source.read(is_train)), vocab_size)
+    return Tokenizer.train(capped(itertools.chain([first], texts)), vocab_size)
 
 
 def _chunks(documents: Iterable[Document], splitter: Splitter) -> Iterator[tuple[str, list[str]]]:
-    texts: dict[str, list[str]] = {"train": [], "val": []}
-    sizes = {"train": 0, "val": 0}
+    texts: dict[str, list[str]] = {split: [] for split in splitter.splits}
+    sizes = dict.fromkeys(splitter.splits, 0)
     for name, text in documents:
         split = splitter.split_of(name)
         texts[split].append(text)
@@ -88,7 +120,7 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
     return Encoded(np.concatenate([part for ids in documents for part in (ids, eot)]), lengths, n_bytes)
 
 
-def _n_cores() -> int:
+def n_cores() -> int:
     """Cores this process may use; macOS only tells how many there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -98,7 +130,7 @@ def encode_splits(
 ) -> Iterator[tuple[str, Encoded]]:
     """`(split, ids)` of every document of `source`, in the same order whatever `n_threads` (None: one per core)."""
     chunks = _chunks(source.read(lambda _: True), splitter)
-    n_threads = n_threads or _n_cores()
+    n_threads = n_threads or n_cores()
     if n_threads == 1:
         for split, texts in chunks:
             yield split, encode(tokenizer, texts)

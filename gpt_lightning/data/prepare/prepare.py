@@ -1,26 +1,28 @@
 """Text -> corpus, the verb `prepare`: a tokenizer, trained or given, then every document encoded and written.
 
     source (sources.py) --documents--> token ids (encode.py) --in order--> shards and manifest (writer.py)
+                                        held-out ones that copy another split move (near_copies.py)
 
 Done once per source and settings: a corpus that is there already is opened and returned, and processes that ask for the
 same one at the same time wait for the first. The result depends on nothing but the text and the settings.
 """
 
 import hashlib
-import itertools
 import json
 import re
+import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from gpt_lightning.data.corpus import Corpus, open_corpus, read_manifest, verify
-from gpt_lightning.data.prepare.encode import HASHES, Splitter, encode_splits, name_hash
+from gpt_lightning.data.corpus import SPLITS, Corpus, open_corpus, read_manifest, verify
+from gpt_lightning.data.prepare import near_copies
+from gpt_lightning.data.prepare.encode import Splitter, encode_splits, n_cores, train_tokenizer
 from gpt_lightning.data.prepare.sources import Source, open_source
 from gpt_lightning.data.prepare.writer import SplitWriter, locked, token_dtype, write_manifest
 from gpt_lightning.data.tokenizer import Tokenizer
@@ -42,6 +44,12 @@ class PrepareConfig:
     """Bytes of text, spread over the training documents, that the tokenizer is trained on."""
     val_fraction: float = 0.01
     """Share of documents held out for validation, between 0 and 1."""
+    test_fraction: float = 0.0
+    """Share of documents held out for the test split; 0: no such split, `test` scores validation text."""
+    near_copies: Literal["move", "drop", "keep"] = "move"
+    """Held-out documents copied from another split: move them to it, drop them, or keep and only count them."""
+    near_copy_overlap: float = 0.2
+    """Share of a held-out document's 13-word spans in another split from which on it is a near copy; above 0."""
     glob: str = "**/*.txt"
     """For a folder: which files are documents."""
     text_field: str = "text"
@@ -54,6 +62,12 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction is {self.val_fraction}; expected a share between 0 and 1, such as 0.01")
+        if not 0 <= self.test_fraction < 1 - self.val_fraction:
+            raise ValueError(
+                f"test_fraction is {self.test_fraction}; expected 0 to below 1 - val_fraction, such as 0.01"
+            )
+        if not 0 < self.near_copy_overlap <= 1:
+            raise ValueError(f"near_copy_overlap is {self.near_copy_overlap}; expected a share above 0, such as 0.2")
         if self.shard_tokens < 1 or self.tokenizer_sample_bytes < 1 or (self.n_threads or 1) < 1:
             raise ValueError("shard_tokens, tokenizer_sample_bytes and n_threads must be at least 1")
 
@@ -86,47 +100,38 @@ def default_output(source: str, config: PrepareConfig, root: Path | str) -> Path
     return Path(root) / f"{slug}-{digest[:8]}"
 
 
-def _train_tokenizer(source: Source, config: PrepareConfig) -> Tokenizer:
-    """Sampled by hash over all training documents where the size is known, else from the first ones."""
-    share = min(1.0, config.tokenizer_sample_bytes / source.n_bytes) if source.n_bytes else 1.0
-    val_hashes = int(config.val_fraction * HASHES)
+def _write_splits(
+    folder: Path, source: Source, tokenizer: Tokenizer, splitter: Splitter, config: PrepareConfig
+) -> dict[str, Any]:
+    """Encode everything into `folder`; returns the manifest's entries of shards, train first, and near copies."""
 
-    def is_sampled(name: str) -> bool:
-        return name_hash(name) >= val_hashes and name_hash(name, "tokenizer") < share * HASHES
+    def writer(folder: Path, split: str) -> SplitWriter:
+        return SplitWriter(folder, split, tokenizer.vocab_size, config.shard_tokens)
 
-    def capped(texts: Iterable[str]) -> Iterator[str]:
-        left = config.tokenizer_sample_bytes
-        for text in texts:
-            yield text[:left]
-            left -= len(text.encode())
-            if left <= 0:
-                return
-
-    texts = (text for _, text in source.read(is_sampled))
-    first = next(texts, None)
-    if first is None:  # a handful of documents, none of them sampled
-        return Tokenizer.train(capped(text for _, text in source.read(lambda _: True)), config.vocab_size)
-    return Tokenizer.train(capped(itertools.chain([first], texts)), config.vocab_size)
-
-
-def _write_splits(folder: Path, source: Source, tokenizer: Tokenizer, config: PrepareConfig) -> list[dict[str, Any]]:
-    """Encode everything into `folder`; returns the manifest entries of the shards, train first."""
-    splitter = Splitter(config.val_fraction)
-    while True:
-        writers = {
-            split: SplitWriter(folder, split, tokenizer.vocab_size, config.shard_tokens) for split in ("train", "val")
-        }
-        with progress(*_BAR) as bar:
-            task = bar.add_task("encoding", total=source.n_bytes)
-            for split, encoded in encode_splits(source, tokenizer, splitter, config.n_threads):
-                writers[split].append(*encoded)
-                bar.advance(task, int(encoded.text_bytes.sum()))
-        for writer in writers.values():
-            writer.close()
-        if not splitter.rebalance():
-            return writers["train"].shards + writers["val"].shards
-        for file in folder.glob("*-0*"):
-            file.unlink()
+    # Held-out documents get their place last, when all training text is there to be compared with.
+    drafts = folder / "drafts"
+    drafts.mkdir()
+    first = {split: writer(folder if split == "train" else drafts, split) for split in splitter.splits}
+    with progress(*_BAR) as bar:
+        task = bar.add_task("encoding", total=source.n_bytes)
+        for split, encoded in encode_splits(source, tokenizer, splitter, config.n_threads):
+            first[split].append(*encoded)
+            bar.advance(task, int(encoded.text_bytes.sum()))
+    written = {split: draft.written() for split, draft in first.items()}
+    drop, n_threads = config.near_copies == "drop", config.n_threads or n_cores()
+    copies = near_copies.find(written, tokenizer, config.near_copy_overlap, drop, n_threads)
+    if config.near_copies == "keep" or copies.emptied:
+        copies = replace(copies, is_kept=True)
+    writers = {split: first["train"] if split == "train" else writer(folder, split) for split in splitter.splits}
+    for tokens, destination in zip(near_copies.held_out_documents(written), copies.destinations, strict=True):
+        if destination != near_copies.DROPPED:
+            n_bytes = tokenizer.token_bytes[tokens].sum(keepdims=True)
+            writers[SPLITS[destination]].append(tokens, np.array([len(tokens)]), n_bytes)
+    for each in (*first.values(), *writers.values()):
+        each.close()
+    report = near_copies.report(copies, written, tokenizer, config.near_copy_overlap)
+    shutil.rmtree(drafts)
+    return {"shards": [shard for split in splitter.splits for shard in writers[split].shards], "near_copies": report}
 
 
 def _reuse(output: Path, recipe: dict[str, object]) -> Corpus:
@@ -155,18 +160,20 @@ def prepare(source: str, output: Path | str, config: PrepareConfig) -> Corpus:
             raise ValueError(f"{output} exists and is not a corpus; choose another output or delete it")
         started = time.perf_counter()
         with new_folder(output) as folder:
-            tokenizer = tokenizer or _train_tokenizer(opened, config)
-            shards = _write_splits(folder, opened, tokenizer, config)
+            splitter = Splitter(opened, config.val_fraction, config.test_fraction)
+            tokenizer = tokenizer or train_tokenizer(opened, splitter, config.vocab_size, config.tokenizer_sample_bytes)
+            manifest = _write_splits(folder, opened, tokenizer, splitter, config)
             tokenizer.save(folder / "tokenizer.json")
-            manifest: dict[str, Any] = {"dtype": token_dtype(tokenizer.vocab_size).name}
+            manifest |= {"dtype": token_dtype(tokenizer.vocab_size).name}
             manifest |= {"vocab_size": tokenizer.vocab_size, "eot_id": tokenizer.eot_id}
-            manifest |= {"tokenizer_sha256": tokenizer.sha256, "recipe": recipe, "shards": shards}
+            manifest |= {"tokenizer_sha256": tokenizer.sha256, "recipe": recipe}
             write_manifest(folder, manifest)
         corpus = open_corpus(output)
         seconds = time.perf_counter() - started
-    n_bytes = sum(shard["text_bytes"] for shard in shards)
+    n_bytes = sum(split.n_bytes or 0 for split in corpus.splits.values())
     speed = f"{n_bytes / 1e6:.1f} MB of text, {n_bytes / 1e6 / seconds:.1f} MB/s"
     print(f"prepared {output}: {speed}", file=sys.stderr, flush=True)
+    print(f"near copies: {near_copies.describe(manifest['near_copies'])}", file=sys.stderr, flush=True)
     return corpus
 
 
@@ -181,6 +188,7 @@ def summary(corpus: Corpus, seconds: float) -> str:
         "vocabulary": f"{corpus.vocab_size:,} ids",
         "text": f"{n_bytes:,} bytes, {n_bytes / n_tokens:.2f} per token",
         "speed": f"{n_bytes / 1e6 / seconds:.1f} MB/s in all",
+        "near copies": near_copies.describe(corpus.manifest["near_copies"]),
         "corpus": str(corpus.path),
         "next": f"gpt-lightning fit --config configs/quickstart.yaml --data.corpus {corpus.path}",
     }

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt_lightning.data.shards import Shard, Split, map_file
 from gpt_lightning.files import HashingFile, lock, write_text
 
 FORMAT, VERSION = "gpt-lightning corpus", 1
@@ -66,6 +67,17 @@ class SplitWriter:
         shard["max_id"] = max(shard["max_id"], int(tokens.max()))
         if shard["tokens"] >= self._shard_tokens:
             self.close()
+
+    def written(self) -> Split:
+        """What there is so far, to be read."""
+        for file in self._open or ():
+            file.flush()
+        shards = []
+        for shard in self.shards:
+            path = self._folder / shard["name"]
+            tokens, ends = map_file(path.with_suffix(".bin"), self._dtype), map_file(path.with_suffix(".idx"), "<u8")
+            shards.append(Shard(shard["name"], tokens, ends, shard["text_bytes"]))
+        return Split(tuple(shards))
 
     def _file(self, name: str) -> HashingFile:
         return HashingFile((self._folder / name).open("wb"))

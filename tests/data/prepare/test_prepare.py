@@ -155,7 +155,7 @@ def test_the_tokenizer_is_trained_on_a_sample_of_the_size_asked_for(tmp_path, mo
 @pytest.mark.parametrize("val_fraction", [0.000001, 0.999999])
 def test_two_documents_are_enough_for_two_splits(tmp_path, val_fraction):
     (tmp_path / "tiny.txt").write_text("to be, or not to be\n")
-    config = PrepareConfig(tokenizer="bytes", val_fraction=val_fraction)
+    config = PrepareConfig(tokenizer="bytes", val_fraction=val_fraction, near_copies="keep")
     corpus = prepare(str(tmp_path / "tiny.txt"), tmp_path / "corpus", config)
     texts = {split: list(documents_of(corpus, split)) for split in ("train", "val")}
     assert min(len(texts["train"]), len(texts["val"])) == 1
