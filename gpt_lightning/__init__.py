@@ -23,7 +23,7 @@ def run(
     """Do what `gpt-lightning VERB` does: YAML layers, later ones win, and options by dotted name over all.
 
     verb: fit trains, and gives the run's last metrics, its size and its `run_dir`; "tune suggest", "tune lr", "tune
-        batch" and "tune verify" tune, and give the numbers of their result.json and its folder as `dir`.
+        batch" and "tune verify" tune, and give the numbers of their result and its folder as `dir`.
     Raises ValueError for what the user can mend.
     """
     flags = ((name, value if isinstance(value, str) else json.dumps(value)) for name, value in (options or {}).items())
@@ -34,17 +34,13 @@ def run(
             from gpt_lightning.run import fit
 
             return fit.run(arguments)
-        return _tune(verb, arguments, (options or {}).get("tune.dir", f"runs/{verb.split()[-1]}"))
+        from gpt_lightning import cli
 
-
-def _tune(verb: str, arguments: list[str], folder: str) -> dict[str, Any]:
-    from gpt_lightning import cli
-
-    known = [name for name in cli.VERBS if name.startswith("tune ")]
-    if verb not in known:
-        raise ValueError(f"unknown verb {verb!r}; expected one of fit, {', '.join(known)}")
-    cli.function(cli.VERBS[verb][0])([*arguments, f"--tune.dir={folder}"])
-    return {**json.loads((Path(folder) / "result.json").read_text(encoding="utf-8")), "dir": folder}
+        known = [name for name in cli.VERBS if name.startswith("tune ")]
+        if verb not in known:
+            raise ValueError(f"unknown verb {verb!r}; expected one of fit, {', '.join(known)}")
+        result, folder = cli.function(cli.VERBS[verb][0]).run(arguments)
+        return {**result.to_dict(), "dir": str(folder)}
 
 
 def load(path: str | Path, block: Any = None) -> "TextGenerator":

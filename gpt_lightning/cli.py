@@ -2,7 +2,9 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+from typing import Any
+
+from gpt_lightning.terminal import fail
 
 VERBS = {
     "prepare": ("gpt_lightning.data.prepare.prepare:main", "text -> tokenizer, token shards and manifest"),
@@ -10,10 +12,10 @@ VERBS = {
     "validate": ("gpt_lightning.run.fit:validate_main", "score a run's checkpoint on the validation split"),
     "test": ("gpt_lightning.run.fit:test_main", "score a run's checkpoint on the test split"),
     "predict": ("gpt_lightning.run.fit:predict_main", "write the loss of every validation sequence"),
-    "tune suggest": ("gpt_lightning.tune.suggest.verb:main", "what the published laws say for this corpus and budget"),
-    "tune lr": ("gpt_lightning.tune.lr.verb:main", "the best learning rate: range test, then short whole runs"),
-    "tune batch": ("gpt_lightning.tune.batch.verb:main", "largest and fastest micro-batch, critical batch, new lr"),
-    "tune verify": ("gpt_lightning.tune.verify.verb:main", "proof that this model's parametrization is right"),
+    "tune suggest": ("gpt_lightning.tune.suggest.verb:VERB", "what the published laws say for this corpus and budget"),
+    "tune lr": ("gpt_lightning.tune.lr.verb:VERB", "the best learning rate: range test, then short whole runs"),
+    "tune batch": ("gpt_lightning.tune.batch.verb:VERB", "largest and fastest micro-batch, critical batch, new lr"),
+    "tune verify": ("gpt_lightning.tune.verify.verb:VERB", "proof that this model's parametrization is right"),
     "generate": ("gpt_lightning.serve.text:main", "write text with a run, a checkpoint or a Hugging Face folder"),
     "export": ("gpt_lightning.serve.convert:export_main", "run -> folder that Hugging Face transformers opens"),
     "import": ("gpt_lightning.serve.convert:import_main", "Hugging Face GPT-2 folder -> run folder"),
@@ -48,21 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
     n_words = 2 if arguments[0] == "tune" else 1
     verb, options = " ".join(arguments[:n_words]), arguments[n_words:]
     if verb not in VERBS:
-        return _fail(f"unknown verb {verb!r}; expected one of {', '.join(VERBS)}")
+        return fail(f"unknown verb {verb!r}; expected one of {', '.join(VERBS)}")
     try:
-        return function(VERBS[verb][0])(options)
+        target, about = VERBS[verb]
+        return function(target)(options, about)
     except (ValueError, OSError) as error:
-        return _fail(str(error))
+        return fail(str(error))
     except KeyboardInterrupt:
         return 130
 
 
-def function(target: str) -> Callable[[list[str]], int]:
-    """The function behind a verb, by its place "module:name"."""
+def function(target: str) -> Any:
+    """What is behind a verb, by its place "module:name": called with arguments and the line that --help begins with."""
     module, name = target.split(":")
     return getattr(importlib.import_module(module), name)
-
-
-def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 2

@@ -14,8 +14,11 @@ from lightning.pytorch import Callback
 from gpt_lightning.model.loss import linear_cross_entropy
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.optim.optimizer import build_optimizer
-from gpt_lightning.run.fit import quiet
-from gpt_lightning.run.gpt_cli import GPTCLI
+from gpt_lightning.run import build as building
+from gpt_lightning.run.build import Run
+from gpt_lightning.run.folder import RunDir
+from gpt_lightning.run.stack import read_stack
+from gpt_lightning.terminal import quiet
 
 BATCH_TOKENS = 4096
 
@@ -38,7 +41,7 @@ def write_corpus(path: Path) -> None:
     path.write_text("\n\n".join(paragraphs), encoding="utf-8")
 
 
-def build(steps: int, run_dir: str) -> GPTCLI:
+def build(steps: int, run_dir: str) -> Run:
     """A run of `steps` steps with everything that `fit` gives it, validation left out."""
     options = {
         "max_tokens": steps * BATCH_TOKENS,
@@ -55,7 +58,8 @@ def build(steps: int, run_dir: str) -> GPTCLI:
         "trainer.accelerator": "cpu",
         "trainer.limit_val_batches": 0,
     }
-    return GPTCLI([f"--{key}={value}" for key, value in options.items()])
+    stack, _ = read_stack([f"--{key}={value}" for key, value in options.items()], "fit")
+    return building.build(stack, folder=RunDir(Path(run_dir)))
 
 
 def median_step(ends: list[float]) -> float:
@@ -66,25 +70,25 @@ def median_step(ends: list[float]) -> float:
 def trainer_loop(steps: int, run_dir: str) -> float:
     """Median seconds per step under the Trainer."""
     with quiet():
-        cli = build(steps, run_dir)
-        cli.run_dir.claim("overwrite")
+        run = build(steps, run_dir)
+        run.folder.claim("overwrite")
         times = StepTimes()
-        cli.trainer.callbacks.append(times)
-        cli.trainer.fit(cli.model, cli.datamodule)
-        cli.run_dir.release()
+        run.trainer.callbacks.append(times)
+        run.trainer.fit(run.module, run.data)
+        run.folder.release()
     return median_step(times.ends)
 
 
 def bare_loop(steps: int) -> float:
     """Median seconds per step of the plainest loop around the same model."""
     with quiet():
-        cli = build(steps, "unused")
-    cli.model.configure_model()
-    gpt, ends = cli.model.gpt, []
+        run = build(steps, "unused")
+    run.module.configure_model()
+    gpt, ends = run.module.gpt, []
     assert gpt is not None
     numbers = parametrization(gpt.config).roles
-    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.facts(), cli.model.optim_config, numbers)
-    batches = iter(cli.datamodule.train_dataloader())
+    optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.facts(), run.module.optim_config, numbers)
+    batches = iter(run.data.train_dataloader())
     for _ in range(steps):
         tokens, targets = next(batches)
         with torch.autocast("cpu", torch.bfloat16):

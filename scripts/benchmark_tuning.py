@@ -22,10 +22,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 import gpt_lightning as gl
-from gpt_lightning.run.fit import quiet
+from gpt_lightning.run.build import build
+from gpt_lightning.run.stack import read_stack
+from gpt_lightning.terminal import quiet
 from gpt_lightning.tune.lr.verb import LearningRateConfig, tune_learning_rate
 from gpt_lightning.tune.results import IfExists, TuneFolder
-from gpt_lightning.tune.trials import TuneCLI
+from gpt_lightning.tune.trials import identity, train, trial_stack
+from gpt_lightning.tune.verb import Job
 
 TOKENS = 65_536
 GRID = [2.5e-4 * 2**i for i in range(9)]
@@ -70,15 +73,15 @@ def stack(width: int, optimizer: str = "adamw", **options: Any) -> list[str]:
 
 def sweep(folder: Path, name: str, flags: list[str], seeds: int) -> dict[float, float]:
     """Mean final validation loss of each learning rate of GRID."""
-    cli = TuneCLI([*flags, f"--tune.dir={folder / name}"], "tune sweep", SweepConfig)
+    stack, settings = read_stack(flags, "benchmark", settings=SweepConfig)
     means = {}
-    with TuneFolder(folder / name, cli.question()) as kept:
+    with TuneFolder(folder / name, identity(stack, settings)) as kept:
         for lr in GRID:
             losses = []
             for seed in range(seeds):
 
                 def trial(lr: float = lr, seed: int = seed) -> float | None:
-                    loss = cli.train({"model.optim.lr": lr}, seed, val_tokens=32_768).val_loss
+                    loss = train(stack, {"model.optim.lr": lr}, seed, val_tokens=32_768).val_loss
                     return loss if math.isfinite(loss) else None
 
                 loss = kept.measured(f"lr {lr} seed {seed}", trial)
@@ -95,17 +98,17 @@ def lightning_suggestions(folder: Path, flags: list[str]) -> list[float]:
 
     found = []
     for callbacks in ([], [LearningRateFinder(attr_name="lr")]):
-        cli = TuneCLI([*flags, f"--tune.dir={folder}"], "tune sweep", SweepConfig)
+        stack, _ = read_stack(flags, "benchmark")
         with quiet():
             options = {"model.schedule.name": "constant", "model.schedule.warmup_tokens": 0}
-            cli.build(options, seed=0, callbacks=callbacks)
+            run = build(trial_stack(stack, options), callbacks)
             if callbacks:
                 stop = LambdaCallback(on_train_start=lambda trainer, _: setattr(trainer, "should_stop", True))
-                cli.trainer.callbacks.append(stop)  # once it has found: the callback alone is of interest
-                cli.trainer.fit(cli.model, cli.datamodule)
+                run.trainer.callbacks.append(stop)  # once it has found: the callback alone is of interest
+                run.trainer.fit(run.module, run.data)
             else:
-                Tuner(cli.trainer).lr_find(cli.model, datamodule=cli.datamodule, attr_name="lr")
-        found.append(cli.model.lr)
+                Tuner(run.trainer).lr_find(run.module, datamodule=run.data, attr_name="lr")
+        found.append(run.module.lr)
     return found
 
 
@@ -115,9 +118,9 @@ def lr_row(folder: Path, width: int, optimizer: str) -> str:
     means = sweep(folder, name, flags, seeds=3)
     best = min(means, key=lambda lr: means[lr])
     options = [f"--tune.dir={folder / ('tune-' + name)}", f"--tune.tokens={round(0.4 * TOKENS)}"]
-    cli = TuneCLI([*flags, *options, "--tune.val_tokens=32768"], "tune lr", LearningRateConfig)
-    with TuneFolder(cli.settings.dir, cli.question()) as kept, Progress(disable=True) as progress:
-        found = tune_learning_rate(cli, kept, progress)
+    ours, settings = read_stack([*flags, *options, "--tune.val_tokens=32768"], "tune lr", settings=LearningRateConfig)
+    with TuneFolder(settings.dir, identity(ours, settings)) as kept, Progress(disable=True) as progress:
+        found = tune_learning_rate(Job(ours, settings, kept, progress))
     with TuneFolder(folder / ("lightning-" + name), {}) as kept:
         theirs = kept.measured("suggestions", lambda: lightning_suggestions(folder / "lightning", flags))
     cells = [f"{found.lr:.1e} ({found.lr / best:.2f} x, {found.tokens / (27 * TOKENS):.0%})"]
@@ -156,7 +159,7 @@ def benchmark_noise(folder: Path) -> None:
     import benchmark_tuning_noise
 
     options = [*stack(256, **{"data.micro_batch_size": 8, "data.batch_tokens": 1024}), f"--tune.dir={folder / 'noise'}"]
-    benchmark_tuning_noise.benchmark_noise(folder, options, SweepConfig)
+    benchmark_tuning_noise.benchmark_noise(folder, options)
 
 
 def benchmark_quickstart(folder: Path) -> None:

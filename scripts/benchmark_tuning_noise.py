@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from gpt_lightning.callbacks.gradient_noise import GradientNoiseScale
 from gpt_lightning.data.batches import micro_step_tokens
-from gpt_lightning.run.fit import quiet
-from gpt_lightning.run.gpt_cli import GPTCLI
+from gpt_lightning.run.build import build
+from gpt_lightning.run.stack import read_stack
+from gpt_lightning.terminal import quiet
 from gpt_lightning.tune.batch.micro_batch import StepTimes
-from gpt_lightning.tune.trials import TuneCLI
+from gpt_lightning.tune.trials import train
 
 SEQUENCES, T = 1024, 64
 FROZEN = {
@@ -51,9 +52,9 @@ def exact_noise_scale(folder: Path) -> float:
     """S / |G|^2 in sequences from the gradient of every single sequence."""
     seed_everything(0, verbose=False)
     with quiet():
-        cli = GPTCLI(flags({"run_dir": folder / "unused", "data.micro_batch_size": 1, "data.batch_tokens": 2 * T}))
-    cli.model.configure_model()
-    gpt, batches = cli.model.gpt, iter(cli.datamodule.train_dataloader())
+        run = build(read_stack(flags({"data.micro_batch_size": 1, "data.batch_tokens": 2 * T}), "fit")[0])
+    run.module.configure_model()
+    gpt, batches = run.module.gpt, iter(run.data.train_dataloader())
     assert gpt is not None
     parameters = list(gpt.parameters())
     total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
@@ -83,27 +84,26 @@ def reported_noise_scale(folder: Path, b: int, k: int, ranks: int) -> float:
     return float([value for value in values if value][-1])
 
 
-def overhead(stack: list[str], settings: type, rounds: int = 5) -> float:
+def overhead(flags: list[str], rounds: int = 5) -> float:
     """Median seconds of a step with the noise measured at every step over those without, in turns."""
-    cli = TuneCLI(stack, "tune sweep", settings)
-    data = cli.config.data
-    batch_tokens = 4 * micro_step_tokens(data.micro_batch_size, data.context_length)
+    stack, _ = read_stack(flags, "benchmark")
+    batch_tokens = 4 * micro_step_tokens(stack["data.micro_batch_size"], stack["data.context_length"])
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for round_ in range(rounds + 1):
         for measured in seconds:
             times = StepTimes()
             callbacks = [GradientNoiseScale(interval_steps=1), times] if measured else [times]
-            cli.train({"data.batch_tokens": batch_tokens, "max_tokens": 8 * batch_tokens}, callbacks=callbacks)
+            train(stack, {"data.batch_tokens": batch_tokens, "max_tokens": 8 * batch_tokens}, callbacks=callbacks)
             if round_:
                 seconds[measured].append(statistics.median(times.plain) * 3 + statistics.median(times.updating))
     return statistics.median(a / b for a, b in zip(seconds[True], seconds[False], strict=True)) - 1
 
 
-def benchmark_noise(folder: Path, stack: list[str], settings: type) -> None:
+def benchmark_noise(folder: Path, stack: list[str]) -> None:
     exact = exact_noise_scale(folder)
     print(f"\nnoise scale of {SEQUENCES} sequences, 2 layers x 64: exact {exact:.3f}")
     for b, k, ranks in ((1, 16, 1), (4, 8, 1), (16, 4, 1), (4, 4, 2)):
         found = reported_noise_scale(folder, b, k, ranks)
         where = f"{ranks} processes" if ranks > 1 else "1 process"
         print(f"  {k} micro-batches of {b:2d}, {where}: {found:.3f}, {found / exact - 1:+.1%}", flush=True)
-    print(f"  cost of measuring every step, 4 layers x 256, 4 micro-batches: {overhead(stack, settings):+.1%}")
+    print(f"  cost of measuring every step, 4 layers x 256, 4 micro-batches: {overhead(stack):+.1%}")

@@ -4,9 +4,14 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from gpt_lightning.run.build import Run
 
 WORDS = ["the", "model", "reads", "a", "text", "and", "learns", "which", "word", "comes", "next", "in", "language"]
 
@@ -40,6 +45,18 @@ def write_text(path: Path, n_words: int = 3000) -> Path:
 def arguments(options: dict) -> list[str]:
     """Command-line flags for TINY with `options` laid over it."""
     return [f"--{name}={value}" for name, value in {**TINY, **options}.items()]
+
+
+def build(options: dict, flags: Sequence[str] = ()) -> "Run":
+    """The run of TINY with `options` laid over it, not started; its folder is made."""
+    from gpt_lightning.run import build
+    from gpt_lightning.run.folder import RunDir
+    from gpt_lightning.run.stack import read_stack
+
+    stack, _ = read_stack([*arguments(options), *flags], "fit")
+    folder = RunDir(Path(stack["run_dir"]))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    return build.build(stack, folder=folder)
 
 
 def command(verb: str, options: dict) -> list[str]:

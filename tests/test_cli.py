@@ -46,18 +46,6 @@ def test_tune_alone_lists_its_verbs(capsys):
         assert all(verb in out for verb in cli.VERBS if verb.startswith("tune ")) and "  prepare" not in out
 
 
-def test_flags_win_over_layers_wherever_they_stand(tmp_path, monkeypatch):
-    from gpt_lightning.run.gpt_cli import GPTCLI
-    from tests.fixtures import arguments, write_text
-
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path / "text.txt")
-    (tmp_path / "layer.yaml").write_text("max_tokens: 4096\nrun_dir: other\n")
-    for layer in (["--config", "layer.yaml"], ["--config=layer.yaml"]):
-        config = GPTCLI([*arguments({"data.corpus": "text.txt"}), *layer]).config
-        assert (config.max_tokens, config.run_dir) == (1024, "other")
-
-
 def test_help_of_fit_gives_units(capsys):
     with pytest.raises(SystemExit):
         cli.main(["fit", "--help"])

@@ -1,109 +1,123 @@
-"""One run, from a stack of YAML layers and flags to a run folder: the only builder of a run.
+"""The verbs fit, validate, test and predict: a run into its folder, or scores of what it has left there.
 
-gpt_cli.py turns the stack into objects; here they run, and leave config.yaml, tokenizer.json and summary.json beside
-what the callbacks write.
+stack.py reads the settings and build.py turns them into objects; here they run, and leave config.yaml, tokenizer.json
+and summary.json beside what the callbacks write.
 """
 
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from gpt_lightning.checkpoint import find_checkpoint
-from gpt_lightning.run.gpt_cli import GPTCLI, is_rank_zero
+from gpt_lightning.run.build import Run, build, check, is_rank_zero, supported_precision
+from gpt_lightning.run.folder import RunDir
+from gpt_lightning.run.stack import Stack, read_stack
 from gpt_lightning.run.summary import print_scores, print_start, print_summary, summarise
 from gpt_lightning.terminal import quiet, say
 
 
-def run(args: Sequence[str], verb: str = "fit") -> dict[str, Any]:
-    """Parse, build and run; the metrics, and for `fit` the summary of the run, with its `run_dir`.
+def run(arguments: Sequence[str], verb: str = "fit", about: str = "") -> dict[str, Any]:
+    """Read, build and run; the metrics, and for `fit` the summary of the run, with its `run_dir`.
 
     Raises ValueError, with one line that says what to change, for everything a user can get wrong.
     """
     with quiet():
-        cli = GPTCLI(args, verb)
+        stack, _ = read_stack(arguments, verb, about)
+        check(stack)
+        folder = RunDir(Path(stack["run_dir"] or time.strftime("runs/%Y-%m-%d_%H-%M-%S")))
+        if verb == "fit" and is_rank_zero():
+            folder.check(stack["if_exists"])
+        _, why = supported_precision(stack["trainer.precision"], stack["trainer.accelerator"])
+        if why and is_rank_zero():
+            say(why)
+        built = build(stack, folder=folder)
         try:
-            return _fit(cli) if verb == "fit" else _evaluate(cli, verb)
+            return _fit(built, folder) if verb == "fit" else _evaluate(built, folder, verb)
+        except MisconfigurationException as error:
+            raise ValueError(str(error)) from error
         finally:
-            cli.run_dir.release()
-            for logger in cli.trainer.loggers:
+            folder.release()
+            for logger in built.trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.experiment.finish()  # or the next run in this process would go on with it
 
 
-def _fit(cli: GPTCLI) -> dict[str, Any]:
-    trainer: Any = cli.trainer
-    run_dir = cli.run_dir
-    checkpoint = run_dir.resume_checkpoint() if cli.config.if_exists == "resume" else None
+def _fit(run: Run, folder: RunDir) -> dict[str, Any]:
+    trainer: Any = run.trainer
+    if_exists = run.stack["if_exists"]
+    checkpoint = folder.resume_checkpoint() if if_exists == "resume" else None
     if is_rank_zero():
-        run_dir.claim(cli.config.if_exists)
+        folder.claim(if_exists)
         # once a checkpoint has been accepted, so that a refused one leaves the folder as it was
-        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _describe(cli)))
-    print_start(trainer, cli.model, cli.datamodule, run_dir.path, checkpoint)
+        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _describe(run, run.stack, folder)))
+    print_start(trainer, run.module, run.data, folder.path, checkpoint)
     started = time.perf_counter()
-    trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    if checkpoint is not None and not cli.metrics.latest:
+    trainer.fit(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
+    if checkpoint is not None and not run.metrics.latest:
         raise ValueError(
-            f"{run_dir.path} has already seen its {cli.model.max_tokens:,} tokens; raise --max_tokens to go on"
+            f"{folder.path} has already seen its {run.module.max_tokens:,} tokens; raise --max_tokens to go on"
         )
-    summary = summarise(cli.model, cli.datamodule, cli.metrics.latest, time.perf_counter() - started)
-    summary["run_dir"] = str(run_dir.path)
+    summary = summarise(run.module, run.data, run.metrics.latest, time.perf_counter() - started)
+    summary["run_dir"] = str(folder.path)
     if trainer.is_global_zero:
-        run_dir.write_summary(summary)
+        folder.write_summary(summary)
         print_summary(summary)
     return summary
 
 
-def _describe(cli: GPTCLI) -> None:
+def _describe(run: Run, stack: Stack, folder: RunDir) -> None:
     """Write what the run is into its folder and its loggers."""
-    cli.run_dir.write_text("config.yaml", cli.stack)
-    if cli.datamodule.tokenizer is not None:
-        cli.datamodule.tokenizer.save(cli.run_dir / "tokenizer.json")
-    for logger in cli.trainer.loggers:
-        logger.log_hyperparams(yaml.safe_load(cli.stack))
+    named = stack.with_({"run_dir": str(folder.path)})
+    folder.write_text("config.yaml", named.to_yaml())
+    if run.data.tokenizer is not None:
+        run.data.tokenizer.save(folder / "tokenizer.json")
+    for logger in run.trainer.loggers:
+        logger.log_hyperparams(named.to_dict())
 
 
-def _evaluate(cli: GPTCLI, verb: str) -> dict[str, Any]:
-    checkpoint = find_checkpoint(cli.config.ckpt_path or cli.run_dir.path)
-    method = {"validate": cli.trainer.validate, "test": cli.trainer.test}.get(verb)
+def _evaluate(run: Run, folder: RunDir, verb: str) -> dict[str, Any]:
+    checkpoint = find_checkpoint(run.stack["ckpt_path"] or folder.path)
+    method = {"validate": run.trainer.validate, "test": run.trainer.test}.get(verb)
     if method is not None:
-        method(cli.model, cli.datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)
-        scores = {key: value.item() for key, value in cli.trainer.callback_metrics.items()}
+        method(run.module, run.data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+        scores = {key: value.item() for key, value in run.trainer.callback_metrics.items()}
         print_scores(scores, checkpoint)
         return scores
-    batches = cli.trainer.predict(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    batches = run.trainer.predict(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
     losses = torch.cat(list(batches)).tolist()  # type: ignore[arg-type]
     rows = [f"{i},{loss}" for i, loss in enumerate(losses) if not math.isnan(loss)]
-    cli.run_dir.write_text("predictions.csv", "\n".join(["sequence,loss", *rows]) + "\n")
-    say(f"loss of {len(rows)} sequences, in nats per token: {cli.run_dir / 'predictions.csv'}")
-    return {"predictions": str(cli.run_dir / "predictions.csv"), "n_sequences": len(rows)}
+    folder.write_text("predictions.csv", "\n".join(["sequence,loss", *rows]) + "\n")
+    say(f"loss of {len(rows)} sequences, in nats per token: {folder / 'predictions.csv'}")
+    return {"predictions": str(folder / "predictions.csv"), "n_sequences": len(rows)}
 
 
-def fit_main(arguments: list[str]) -> int:
+def fit_main(arguments: list[str], about: str = "") -> int:
     """The verb `fit`."""
-    return _main(arguments, "fit")
+    return _main(arguments, "fit", about)
 
 
-def validate_main(arguments: list[str]) -> int:
+def validate_main(arguments: list[str], about: str = "") -> int:
     """The verb `validate`."""
-    return _main(arguments, "validate")
+    return _main(arguments, "validate", about)
 
 
-def test_main(arguments: list[str]) -> int:
+def test_main(arguments: list[str], about: str = "") -> int:
     """The verb `test`."""
-    return _main(arguments, "test")
+    return _main(arguments, "test", about)
 
 
-def predict_main(arguments: list[str]) -> int:
+def predict_main(arguments: list[str], about: str = "") -> int:
     """The verb `predict`."""
-    return _main(arguments, "predict")
+    return _main(arguments, "predict", about)
 
 
-def _main(arguments: list[str], verb: str) -> int:
-    run(arguments, verb)
+def _main(arguments: list[str], verb: str, about: str) -> int:
+    run(arguments, verb, about)
     return 0

@@ -10,12 +10,12 @@ import json
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from gpt_lightning import files
 from gpt_lightning.checkpoint import verify_checkpoint
+from gpt_lightning.run.schema import IfExists
 
-IfExists = Literal["refuse", "resume", "overwrite"]
 CONTENTS = ("config.yaml", "metrics.csv", "samples.txt", "summary.json", "tokenizer.json", "checkpoints")
 
 

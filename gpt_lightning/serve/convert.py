@@ -22,11 +22,11 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def export_main(argv: list[str]) -> int:
+def export_main(argv: list[str], about: str = "") -> int:
     """The verb `export`."""
     parser = _Parser(
         prog="gpt-lightning export",
-        description="Write a run's best model as a folder that AutoModelForCausalLM and AutoTokenizer open offline.",
+        description=about or None,
         epilog="Dense models only. In that folder, text that spells <|endoftext|> is read as that token.",
         allow_abbrev=False,
     )
@@ -45,11 +45,11 @@ def export_main(argv: list[str]) -> int:
     return 0
 
 
-def import_main(argv: list[str]) -> int:
+def import_main(argv: list[str], about: str = "") -> int:
     """The verb `import`."""
     parser = _Parser(
         prog="gpt-lightning import",
-        description="Turn a Hugging Face GPT-2 folder into a run folder, to generate from or to train further.",
+        description=about or None,
         allow_abbrev=False,
     )
     parser.add_argument(

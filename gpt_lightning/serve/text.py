@@ -155,10 +155,11 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def _parser() -> _Parser:
+def _parser(about: str) -> _Parser:
     parser = _Parser(
         prog="gpt-lightning generate",
-        description="Write text. One prompt streams to the terminal; several are written as one batch, under headers.",
+        description=about or None,
+        epilog="One prompt streams to the terminal; several are written as one batch, under headers.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -176,9 +177,9 @@ def _parser() -> _Parser:
     return parser
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], about: str = "") -> int:
     """The verb `generate`."""
-    options = vars(_parser().parse_args(argv))
+    options = vars(_parser(about).parse_args(argv))
     path, prompts, stop = options.pop("run"), options.pop("prompt", [""]), options.pop("stop", [])
     if options.pop("greedy", False):
         options["temperature"] = 0.0

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 import yaml
 
 from gpt_lightning import files
+from gpt_lightning.run.stack import flatten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,14 +120,6 @@ class TuneFolder:
             files.write_text(file, "".join(whole))
         rows = [json.loads(line) for line in whole]
         return {row["key"]: row["value"] for row in rows}
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _json(value: Any) -> Any:

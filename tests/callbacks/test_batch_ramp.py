@@ -13,8 +13,7 @@ from torch.nn import functional as F
 import gpt_lightning as gl
 from gpt_lightning import cli
 from gpt_lightning.callbacks.batch_ramp import BatchRamp, check_ramp, ramp_accumulation
-from gpt_lightning.run.gpt_cli import GPTCLI
-from tests.fixtures import TINY, arguments, assert_equal, fit_in_process, read, write_text
+from tests.fixtures import TINY, arguments, assert_equal, build, fit_in_process, read, write_text
 from tests.run.test_resume import assert_same_run
 
 # Micro-steps of 32 tokens, 8 of them in a full step; by hand, with a ramp of 1 + 7 tokens / 1024 micro-steps:
@@ -99,10 +98,9 @@ def test_it_grows_below_the_line_and_every_full_batch_ends_a_step(full):
 @pytest.mark.parametrize("options", [{}, SCALED], ids=["plain", "scaled"])
 def test_every_step_has_the_gradient_learning_rate_and_betas_of_its_own_samples(folder, options):
     schedule = {"model.schedule.name": "linear", "model.schedule.min_lr_ratio": 0.0, "model.gpt.dropout": 0.0}
-    built, recorder = GPTCLI(arguments({**RAMP, **options, **schedule})), Recorder()
-    (folder / "run").mkdir()
+    built, recorder = build({**RAMP, **options, **schedule}), Recorder()
     built.trainer.callbacks.append(recorder)
-    built.trainer.fit(built.model, built.datamodule)
+    built.trainer.fit(built.module, built.data)
     assert recorder.steps == STEPS
     assert max(recorder.errors) < 1e-4
     lrs, tokens = [], 0

@@ -7,8 +7,7 @@ from lightning.pytorch.tuner import Tuner
 
 import gpt_lightning as gl
 from gpt_lightning.report.metrics_csv import read_metrics
-from gpt_lightning.run.gpt_cli import GPTCLI
-from tests.fixtures import TINY, arguments, write_text
+from tests.fixtures import TINY, build, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -35,17 +34,17 @@ def test_the_last_step_is_logged_whatever_the_interval():
 def test_a_finished_run_is_not_trained_further():
     options = {"data.corpus": "text.txt", "run_dir": "run", "max_tokens": 128}
     gl.run([], {**TINY, **options})
-    again = GPTCLI(arguments({**options, "if_exists": "resume"}))
-    again.trainer.fit(again.model, again.datamodule, ckpt_path="run/checkpoints/last.ckpt", weights_only=True)
-    assert (again.model.tokens_seen, again.trainer.global_step) == (128, 2)
+    again = build({**options, "if_exists": "resume"})
+    again.trainer.fit(again.module, again.data, ckpt_path="run/checkpoints/last.ckpt", weights_only=True)
+    assert (again.module.tokens_seen, again.trainer.global_step) == (128, 2)
 
 
 @pytest.mark.parametrize("ramp_tokens", [0, 512])
 def test_lightnings_own_learning_rate_finder_runs_and_leaves_the_run_as_it_was(ramp_tokens):
     ramp = {"batch_ramp.ramp_tokens": ramp_tokens, "batch_ramp.start_batch_tokens": 32}
-    built = GPTCLI(arguments({"data.corpus": "text.txt", "run_dir": "run", **ramp}))
+    built = build({"data.corpus": "text.txt", "run_dir": "run", **ramp})
     finder = Tuner(built.trainer).lr_find(
-        built.model, datamodule=built.datamodule, num_training=12, early_stop_threshold=None, update_attr=False
+        built.module, datamodule=built.data, num_training=12, early_stop_threshold=None, update_attr=False
     )
     assert len(finder.results["lr"]) == 12
-    assert built.model.tokens_seen == 0 and built.trainer.accumulate_grad_batches == 2
+    assert built.module.tokens_seen == 0 and built.trainer.accumulate_grad_batches == 2

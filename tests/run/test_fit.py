@@ -11,8 +11,9 @@ import gpt_lightning as gl
 from gpt_lightning.checkpoint import load_gpt
 from gpt_lightning.cli import main
 from gpt_lightning.report.metrics_csv import append_metrics, read_metrics, truncate_metrics
-from gpt_lightning.run.gpt_cli import GPTCLI, supported_precision
-from tests.fixtures import TINY, arguments, fit_in_process, write_text
+from gpt_lightning.run.build import supported_precision
+from gpt_lightning.run.stack import read_stack
+from tests.fixtures import TINY, arguments, build, fit_in_process, write_text
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def run(**options):
 def test_scores_are_those_of_the_saved_weights_over_the_whole_validation_text(folder):
     result = run()
     gpt = load_gpt("run")
-    corpus = GPTCLI(arguments({"data.corpus": "text.txt", "run_dir": "other"})).datamodule
+    corpus = build({"data.corpus": "text.txt", "run_dir": "other"}).data
     text = b"".join(corpus.val_text_bytes())
     split = corpus.corpora[0].split("val")
     tokens = torch.from_numpy(split.windows([0], split.n_tokens - 1)[0].astype("int64"))
@@ -72,8 +73,8 @@ def test_the_logged_learning_rate_is_the_schedule_in_the_middle_of_each_step(fol
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(folder):
-    cli = GPTCLI(arguments({"data.corpus": "text.txt", "run_dir": "run"}))
-    module = cli.model
+    built = build({"data.corpus": "text.txt", "run_dir": "run"})
+    module = built.module
     module.configure_model()
     optimizer = torch.optim.AdamW(module.gpt.parameters(), lr=0.1, fused=True)
     for bad, expected in ((False, 0), (True, 1), (True, 2), (False, 0)):
@@ -119,7 +120,7 @@ def test_the_summary_sets_the_model_beside_gzip_and_xz(folder):
     import gzip
 
     result = run(max_tokens=64)
-    corpus = GPTCLI(arguments({"data.corpus": "text.txt", "run_dir": "other"})).datamodule
+    corpus = build({"data.corpus": "text.txt", "run_dir": "other"}).data
     text = b"".join(corpus.val_text_bytes())
     assert result["gzip_bits_per_byte"] == pytest.approx(8 * len(gzip.compress(text, 9)) / len(text), rel=0.01)
     assert json.loads((folder / "run" / "summary.json").read_text())["val/loss"] == result["val/loss"]
@@ -145,14 +146,14 @@ def test_compiled_blocks_train_to_the_same_loss_under_the_same_names(folder):
 
 
 def test_counts_can_be_written_as_people_say_them(folder):
-    config = GPTCLI(arguments({"data.corpus": "text.txt", "run_dir": "run", "max_tokens": "1.5e3"})).config
-    assert config.max_tokens == 1500
+    stack, _ = read_stack(arguments({"data.corpus": "text.txt", "max_tokens": "1.5e3", "run_dir": "1e4"}), "fit")
+    assert (stack["max_tokens"], stack["run_dir"]) == (1500, "1e4")
     (folder / "layer.yaml").write_text("max_tokens: 2e3\nval_interval_tokens: 1_000\n")
     flags = [
         flag for flag in arguments({"data.corpus": "text.txt"}) if "_tokens=1024" not in flag and "val_int" not in flag
     ]
-    config = GPTCLI([*flags, "--config=layer.yaml", "--run_dir=run"]).config
-    assert (config.max_tokens, config.val_interval_tokens) == (2000, 1000)
+    stack, _ = read_stack([*flags, "--config=layer.yaml"], "fit")
+    assert (stack["max_tokens"], stack["val_interval_tokens"]) == (2000, 1000)
 
 
 def test_precision_falls_back_with_a_reason_where_bf16_is_not_native(monkeypatch):

@@ -6,24 +6,18 @@ import subprocess
 import sys
 import time
 import weakref
-from dataclasses import dataclass
 
 import pytest
 
 from gpt_lightning.report.metrics_csv import read_metrics
+from gpt_lightning.run.build import build
 from gpt_lightning.run.fit import run
+from gpt_lightning.run.stack import Stack, read_stack
 from gpt_lightning.tune.suggest.advice import ramp_layer
-from gpt_lightning.tune.trials import TuneCLI
+from gpt_lightning.tune.trials import train, trial_stack
 from tests.fixtures import arguments, environment, write_text
 
 OPTIONS = {"data.corpus": "text.txt", "max_tokens": 1024, "val_interval_tokens": 1024, "model.gpt.dropout": 0.0}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Options of no verb."""
-
-    dir: str = "runs/none"
 
 
 @pytest.fixture
@@ -33,12 +27,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def cli(*flags: str, **options) -> TuneCLI:
-    return TuneCLI([*arguments({**OPTIONS, **options}), *flags], "tune none", Settings)
+def stack(*flags: str, **options) -> Stack:
+    return read_stack([*arguments({**OPTIONS, **options}), *flags], "tune none")[0]
 
 
 def test_a_trial_is_the_run_that_fit_makes_and_writes_nothing(folder):
-    trial = cli().train({}, seed=0, val_tokens=10**9)
+    trial = train(stack(), {}, seed=0, val_tokens=10**9)
     assert sorted(path.name for path in folder.iterdir()) == ["corpora", "text.txt"]
     result = run([*arguments(OPTIONS), "--run_dir=run"])
     assert trial.losses == pytest.approx(list(read_metrics("run")["train/loss"].dropna()), rel=1e-6)
@@ -46,46 +40,43 @@ def test_a_trial_is_the_run_that_fit_makes_and_writes_nothing(folder):
 
 
 def test_trials_do_not_depend_on_those_before_and_other_seeds_are_other_runs(folder):
-    stack = cli()
-    first = stack.train({"model.optim.lr": 0.01}, seed=0)
-    assert stack.train({"model.optim.lr": 0.02}, seed=1).losses[0] != first.losses[0]
-    assert stack.train({"model.optim.lr": 0.01}, seed=0).losses == first.losses
+    same = stack()
+    first = train(same, {"model.optim.lr": 0.01}, seed=0)
+    assert train(same, {"model.optim.lr": 0.02}, seed=1).losses[0] != first.losses[0]
+    assert train(same, {"model.optim.lr": 0.01}, seed=0).losses == first.losses
 
 
 def test_schedule_and_ramp_are_shortened_with_the_horizon(folder):
-    stack = cli(
+    long = stack(
         "--model.schedule.warmup_tokens=512",
         "--model.schedule.decay_tokens=1000",
         "--batch_ramp.ramp_tokens=1024",
         "--batch_ramp.start_batch_tokens=32",
         "--gradient_noise.interval_steps=1",
     )
-    stack.build({"max_tokens": 256}, seed=3)
-    assert stack.datamodule.seed == 3, "other seeds see other data"
-    schedule, ramp = stack.model.schedule, stack.config_init.batch_ramp
-    assert (schedule.warmup_tokens, schedule.decay_tokens, ramp.ramp_tokens) == (128, 250, 256)
-    assert stack.config_init.gradient_noise.interval_steps == 0
-    assert stack.config.max_tokens == 1024, "the stack itself was changed"
+    run = build(trial_stack(long, {"max_tokens": 256}, seed=3))
+    assert run.data.seed == 3, "other seeds see other data"
+    schedule = run.module.schedule
+    assert (schedule.warmup_tokens, schedule.decay_tokens, run.stack["batch_ramp.ramp_tokens"]) == (128, 250, 256)
+    assert run.stack["gradient_noise.interval_steps"] == 0
+    assert long["max_tokens"] == 1024, "the stack itself was changed"
 
 
 def test_callbacks_that_write_or_need_a_logger_are_left_out_and_others_stay(folder):
     base = "lightning.pytorch.callbacks."
     names = [base + "ModelCheckpoint", base + "LearningRateMonitor", base + "ModelSummary"]
-    stack = cli(*(f"--trainer.callbacks+={name}" for name in names))
-    assert stack.train({"max_tokens": 128}).tokens == 128
-    assert [type(c).__name__ for c in stack.trainer.callbacks].count("ModelSummary") == 1
+    trial = train(stack(*(f"--trainer.callbacks+={name}" for name in names)), {"max_tokens": 128})
+    assert trial.tokens == 128
+    assert [type(c).__name__ for c in trial.run.trainer.callbacks].count("ModelSummary") == 1
 
 
 def test_models_of_earlier_trials_do_not_pile_up(folder):
-    stack, models = cli(), []
-    for _ in range(4):
-        stack.train({"max_tokens": 128})
-        models.append(weakref.ref(stack.model))
+    models = [weakref.ref(train(stack(), {"max_tokens": 128}).run.module) for _ in range(4)]
     assert sum(model() is not None for model in models) <= 2
 
 
 def test_a_run_whose_loss_is_no_longer_finite_ends_at_once(folder):
-    trial = cli().train({"model.optim.lr": 1e30, "trainer.gradient_clip_val": None})
+    trial = train(stack(), {"model.optim.lr": 1e30, "trainer.gradient_clip_val": None})
     assert trial.val_loss == float("inf") and trial.tokens < 1024
 
 

@@ -195,14 +195,12 @@ def summary(corpus: Corpus, seconds: float) -> str:
     return "\n".join(f"{name:<12}{value}" for name, value in rows.items())
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], about: str = "") -> int:
     """The verb `prepare`. Raises ValueError for bad input; the caller prints it as one line."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog="gpt-lightning prepare", description="Turn text into a tokenizer and token shards, ready for fit."
-    )
+    parser = ArgumentParser(prog="gpt-lightning prepare", description=about or None)
     parser.add_argument(
         "--corpus",
         default="stdlib",

@@ -27,9 +27,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from gpt_lightning.optim.rescale import StepSettings
+from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import quiet
 from gpt_lightning.tune.results import TuneFolder
-from gpt_lightning.tune.trials import TuneCLI
+from gpt_lightning.tune.trials import train
 
 FACTORS = (1, 2, 4, 8)
 LEAST_POINTS = 18  # windows of 8 batches, so that the last third has six
@@ -87,17 +88,17 @@ class WindowStarts(Callback):
             self._sum = 0.0
 
 
-def measure_branches(cli: TuneCLI, folder: TuneFolder, tokens: int) -> list[Branch]:
+def measure_branches(stack: Stack, folder: TuneFolder, tokens: int) -> list[Branch]:
     """The trunk and its branches, each of `tokens` rounded up to whole batches of the largest factor."""
-    batch_tokens = cli.config.data.batch_tokens
+    batch_tokens = stack["data.batch_tokens"]
     trunk = trunk_tokens(tokens, batch_tokens)
-    checkpoint = Path(cli.settings.dir) / "trials" / "trunk.ckpt"
+    checkpoint = folder.path / "trials" / "trunk.ckpt"
     missing = [factor for factor in FACTORS if f"branch x {factor}" not in folder]
     if missing and not checkpoint.exists():
-        train_trunk(cli, trunk, checkpoint)
+        train_trunk(stack, trunk, checkpoint)
     losses = {}
     for factor in FACTORS:
-        losses[factor] = folder.measured(f"branch x {factor}", partial(train_branch, cli, factor, trunk, checkpoint))
+        losses[factor] = folder.measured(f"branch x {factor}", partial(train_branch, stack, factor, trunk, checkpoint))
     return compare_branches(losses)
 
 
@@ -117,21 +118,21 @@ def trunk_tokens(tokens: int, batch_tokens: int) -> int:
     return -(-tokens // unit) * unit
 
 
-def train_trunk(cli: TuneCLI, tokens: int, checkpoint: Path) -> None:
+def train_trunk(stack: Stack, tokens: int, checkpoint: Path) -> None:
     """Train to the point from which the branches leave, and save it."""
-    cli.train(_options(tokens))
+    run = train(stack, _options(tokens)).run
     with quiet():
-        cli.trainer.save_checkpoint(checkpoint)
+        run.trainer.save_checkpoint(checkpoint)
 
 
-def train_branch(cli: TuneCLI, factor: int, tokens: int, checkpoint: Path) -> list[float]:
+def train_branch(stack: Stack, factor: int, tokens: int, checkpoint: Path) -> list[float]:
     """The losses of a branch as long as the trunk's `tokens`, one at the start of every window.
 
     One that diverges ends early, or with infinity.
     """
-    options = {**_options(2 * tokens), "data.batch_tokens": factor * cli.config.data.batch_tokens}
+    options = {**_options(2 * tokens), "data.batch_tokens": factor * stack["data.batch_tokens"]}
     starts = WindowStarts(factor)
-    done = cli.train(options, callbacks=[RescaledSteps(factor), starts], checkpoint=checkpoint)
+    done = train(stack, options, callbacks=[RescaledSteps(factor), starts], checkpoint=checkpoint)
     return [*starts.losses, math.inf] if math.isinf(done.val_loss) else starts.losses
 
 

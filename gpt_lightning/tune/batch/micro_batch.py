@@ -16,7 +16,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from gpt_lightning.data.batches import micro_step_tokens
-from gpt_lightning.tune.trials import TuneCLI
+from gpt_lightning.run.stack import Stack
+from gpt_lightning.tune.trials import train
 
 ACCUMULATION = 3
 STEPS = 4
@@ -35,7 +36,7 @@ class MicroBatch:
 
     def tokens_per_second(self, context_length: int) -> float:
         """Of micro-steps alone."""
-        return micro_step_tokens(self.micro_batch_size, context_length) / self.micro_step_seconds
+        return self.micro_batch_size * context_length / self.micro_step_seconds
 
 
 class StepTimes(Callback):
@@ -55,21 +56,22 @@ class StepTimes(Callback):
         (self.updating if updates else self.plain).append(seconds)
 
 
-def measure_micro_batch(cli: TuneCLI, micro_batch_size: int) -> MicroBatch | None:
+def measure_micro_batch(stack: Stack, micro_batch_size: int) -> MicroBatch | None:
     """Train a few steps with this micro-batch; None when it does not fit the GPU's memory."""
-    times, data = StepTimes(), cli.config.data
-    batch_tokens = ACCUMULATION * micro_step_tokens(micro_batch_size, data.context_length)
+    times = StepTimes()
+    batch_tokens = ACCUMULATION * micro_step_tokens(micro_batch_size, stack["data.context_length"])
     options = {"data.micro_batch_size": micro_batch_size, "data.batch_tokens": batch_tokens}
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
-        cli.train({**options, "max_tokens": STEPS * batch_tokens, "batch_ramp.ramp_tokens": 0}, callbacks=[times])
+        options |= {"max_tokens": STEPS * batch_tokens, "batch_ramp.ramp_tokens": 0}
+        run = train(stack, options, callbacks=[times]).run
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
         return None
     plain = min(times.plain)  # of several the least: whatever else runs on the machine only adds
     update = max(min(times.updating) - plain, 0.0)
-    return MicroBatch(micro_batch_size, plain, update, peak_bytes(cli.model.device))
+    return MicroBatch(micro_batch_size, plain, update, peak_bytes(run.module.device))
 
 
 def measure_micro_batches(measure: Callable[[int], MicroBatch | None], limit: int | None = None) -> list[MicroBatch]:

@@ -6,18 +6,19 @@
 
 The recommended batch is the one with the least time to the same loss on this machine: (1 + B / B_crit) x seconds per
 token. It stays within a factor 4 of the present one; start again from there for more. Where the learning rate suits the
-present batch, another one wants another one, and other betas and weight decay (optim/rescale.py).
+present batch, another one wants lr x sqrt(ratio) and beta2 ^ ratio (arXiv 2507.07101), which keep Adam's memory in
+tokens, and weight decay x sqrt(ratio).
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from gpt_lightning.callbacks.gradient_noise import CriticalBatch, GradientNoiseScale, critical_batch
 from gpt_lightning.optim.rescale import rescaled, rounded
+from gpt_lightning.run.stack import Stack
 from gpt_lightning.tune.batch.branches import Branch, check_length, measure_branches
 from gpt_lightning.tune.batch.choice import Choice, choose_batch
 from gpt_lightning.tune.batch.figure import batch_figure
@@ -28,10 +29,10 @@ from gpt_lightning.tune.batch.micro_batch import (
     measure_micro_batches,
     memory_limit,
 )
-from gpt_lightning.tune.results import IfExists, TuneFolder
-from gpt_lightning.tune.stack import n_devices
+from gpt_lightning.tune.results import IfExists
 from gpt_lightning.tune.suggest.advice import ramp_layer
-from gpt_lightning.tune.trials import TuneCLI
+from gpt_lightning.tune.trials import identity, train
+from gpt_lightning.tune.verb import Job, Verb
 
 MICRO_BATCHES = 8  # per step while the noise is measured: more would mean less exact small gradients
 
@@ -57,7 +58,7 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What was measured and what follows; `now` is the stack's own batch."""
+    """What was measured and what follows; `now` is the stack's own batch, `changes` the overlay."""
 
     context_length: int
     sizes: list[MicroBatch]
@@ -68,6 +69,40 @@ class BatchResult:
     optim: dict[str, Any]
     """lr, betas and, where it is a number, weight_decay that go with the best batch."""
     branches: list[Branch]
+    changes: dict[str, Any]
+
+    @property
+    def recommendation(self) -> str:
+        best = self.best
+        batch = f"batch_tokens {best.batch_tokens:,} ({best.accumulation} x {best.micro_batch_size} sequences)"
+        return f"{batch}, lr {self.optim['lr']:.1e}, beta2 {self.optim['betas'][1]:g}"
+
+    @property
+    def explanation(self) -> str:
+        c, now = self.critical, self.now
+        return (
+            f"critical batch {c.tokens:,.0f} tokens, 90% interval {c.low:,.0f} to {c.high:,.0f}, early in training\n"
+            f"the present {now.batch_tokens:,} tokens need {now.relative_time:.2f} x the time to the same loss"
+        )
+
+    def notes(self) -> list[str]:
+        """What the branches say, and whether the noise is known."""
+        words = {True: "recovers", False: "does not recover", None: "cannot tell"}
+        lines = [
+            f"branch x {branch.factor}: {words[branch.recovers]} ({branch.difference:+.4f} nats per token)"
+            for branch in self.branches
+        ]
+        if not self.critical.high <= 4 * self.critical.low:
+            lines.append("warning: the critical batch is hardly known; measure longer with a larger --tune.tokens")
+        return lines
+
+    def overlay(self) -> dict[str, Any]:
+        """The batch, and the optimizer's settings that go with it."""
+        return self.changes
+
+    def figure(self) -> Figure:
+        """Throughput, memory and the price of a batch."""
+        return batch_figure(self)
 
     def table(self) -> Table:
         """One row per micro-batch."""
@@ -105,111 +140,56 @@ class BatchResult:
         }
 
 
-def tune_batch(cli: TuneCLI, folder: TuneFolder, progress: Progress) -> BatchResult:
-    """Measure, or take from `folder`, and choose."""
-    config, settings = cli.config, cli.settings
-    data = config.data
-    T, batch_tokens = data.context_length, data.batch_tokens
-    tokens = settings.tokens or config.max_tokens // 20
-    if settings.branches:
+def tune_batch(job: Job) -> BatchResult:
+    """Measure, or take from the folder, and choose."""
+    stack, folder = job.stack, job.folder
+    T, batch_tokens = stack["data.context_length"], stack["data.batch_tokens"]
+    tokens = job.settings.tokens or stack["max_tokens"] // 20
+    if job.settings.branches:
         check_length(tokens, batch_tokens)
-    bar = progress.add_task("micro-batches", total=None)
+    bar = job.progress.add_task("micro-batches", total=None)
 
     def micro_batch(size: int) -> MicroBatch | None:
-        progress.update(bar, description=f"micro-batch {size}")
-        return _from_json(folder.measured(f"micro-batch {size}", lambda: _to_json(measure_micro_batch(cli, size))))
+        job.progress.update(bar, description=f"micro-batch {size}")
+        return _from_json(folder.measured(f"micro-batch {size}", lambda: _to_json(measure_micro_batch(stack, size))))
 
-    limit = folder.measured("memory limit", lambda: memory_limit(config.trainer.accelerator))
+    limit = folder.measured("memory limit", lambda: memory_limit(stack["trainer.accelerator"]))
     sizes = measure_micro_batches(micro_batch, limit)
-    progress.update(bar, description=f"gradient noise over {tokens:,} tokens")
-    noise = folder.measured("noise", lambda: measure_noise(cli, tokens, sizes[-1].micro_batch_size))
+    job.progress.update(bar, description=f"gradient noise over {tokens:,} tokens")
+    noise = folder.measured("noise", lambda: measure_noise(stack, tokens, sizes[-1].micro_batch_size))
     settled = [(square, variance) for square, variance in noise[len(noise) // 2 :]]
     critical = critical_batch(settled, T)
     branches = []
-    if settings.branches:
-        progress.update(bar, description="branches")
-        branches = measure_branches(cli, folder, tokens)
-    devices = n_devices(config.trainer.as_dict())
-    now, best = choose_batch(sizes, critical.tokens, T, devices, batch_tokens)
-    optim = rounded(rescaled(config.model.optim.as_dict(), best.batch_tokens / batch_tokens))
-    return BatchResult(T, sizes, critical, settled, now, best, optim, branches)
+    if job.settings.branches:
+        job.progress.update(bar, description="branches")
+        branches = measure_branches(stack, folder, tokens)
+    now, best = choose_batch(sizes, critical.tokens, T, stack.n_devices, batch_tokens)
+    optim = rounded(rescaled(stack["model.optim"].as_dict(), best.batch_tokens / batch_tokens))
+    ramp = ramp_layer(stack["batch_ramp"].as_dict(), best.micro_step_tokens, best.batch_tokens)
+    data = {"batch_tokens": best.batch_tokens, "micro_batch_size": best.micro_batch_size}
+    changes = {"model": {"optim": optim}, "data": data, **ramp}
+    return BatchResult(T, sizes, critical, settled, now, best, optim, branches, changes)
 
 
-def measure_noise(cli: TuneCLI, tokens: int, largest: int) -> list[tuple[float, float]]:
+def measure_noise(stack: Stack, tokens: int, largest: int) -> list[tuple[float, float]]:
     """(|G|^2, S) of every step of a run of `tokens` of the stack, its batch split into 8 micro-batches where it can.
 
     largest: sequences in a micro-batch that are known to fit.
     """
-    data = cli.config.data
-    sequences = data.batch_tokens // data.context_length
+    batch_tokens = stack["data.batch_tokens"]
+    sequences = batch_tokens // stack["data.context_length"]
     wanted = min(largest, max(sequences // MICRO_BATCHES, 1))
     micro_batch_size = next(n for n in range(wanted, 0, -1) if sequences % n == 0)
     callback = GradientNoiseScale(interval_steps=1)
     options = {"data.micro_batch_size": micro_batch_size, "max_tokens": tokens, "batch_ramp.ramp_tokens": 0}
-    cli.train(options, callbacks=[callback])
+    train(stack, options, callbacks=[callback])
     estimates = callback.estimates
     if len(estimates) < 8:
         raise ValueError(
             f"tune.tokens {tokens} gives {len(estimates)} steps to measure noise in, expected at least 8; "
-            f"set --tune.tokens {8 * data.batch_tokens} or more"
+            f"set --tune.tokens {8 * batch_tokens} or more"
         )
     return estimates
-
-
-def run(args: list[str]) -> BatchResult:
-    """Parse, measure, write the folder, print the tables and the recommendation."""
-    cli = TuneCLI(args, "tune batch", BatchConfig)
-    settings, terminal = cli.settings, Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with TuneFolder(settings.dir, cli.question(), settings.if_exists) as folder:
-        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
-            result = tune_batch(cli, folder, progress)
-        best = result.best
-        layer = {**_layer(result), **_ramp(cli.config, best)}
-        header = (
-            f"The batch with the least time to the same loss on this machine; {_critical(result)}.\n"
-            f"lr, betas and weight_decay are those of batch_tokens {result.now.batch_tokens} rescaled."
-        )
-        folder.finish(result.to_dict(), batch_figure(result), layer, header)
-    _report(result, settings.dir)
-    return result
-
-
-def _report(result: BatchResult, folder: str) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(result.table())
-    console.print(_critical(result))
-    for branch in result.branches:
-        word = {True: "recovers", False: "does not recover", None: "cannot tell"}[branch.recovers]
-        console.print(f"branch x {branch.factor}: {word} ({branch.difference:+.4f} nats per token)")
-    if not result.critical.high <= 4 * result.critical.low:
-        console.print("warning: the critical batch is hardly known; measure longer with a larger --tune.tokens")
-    now, best = result.now, result.best
-    console.print(f"the present {now.batch_tokens:,} tokens need {now.relative_time:.2f} x the time to the same loss")
-    batch = f"batch_tokens {best.batch_tokens:,} ({best.accumulation} x {best.micro_batch_size} sequences)"
-    optimizer = f"lr {result.optim['lr']:.1e}, beta2 {result.optim['betas'][1]:g}"
-    console.print(f"recommendation: {batch}, {optimizer}; add --config {folder}/tuned.yaml")
-
-
-def _critical(result: BatchResult) -> str:
-    c = result.critical
-    return f"critical batch {c.tokens:,.0f} tokens, 90% interval {c.low:,.0f} to {c.high:,.0f}, early in training"
-
-
-def main(arguments: list[str]) -> int:
-    """The verb `tune batch`."""
-    run(arguments)
-    return 0
-
-
-def _layer(result: BatchResult) -> dict[str, Any]:
-    """The batch, and the optimizer's settings that go with it."""
-    data = {"batch_tokens": result.best.batch_tokens, "micro_batch_size": result.best.micro_batch_size}
-    return {"model": {"optim": result.optim}, "data": data}
-
-
-def _ramp(config: Any, best: Choice) -> dict[str, Any]:
-    return ramp_layer(config.batch_ramp.as_dict(), best.micro_step_tokens, best.batch_tokens)
 
 
 def _to_json(size: MicroBatch | None) -> dict[str, Any] | None:
@@ -218,3 +198,6 @@ def _to_json(size: MicroBatch | None) -> dict[str, Any] | None:
 
 def _from_json(value: dict[str, Any] | None) -> MicroBatch | None:
     return None if value is None else MicroBatch(**value)
+
+
+VERB = Verb("tune batch", BatchConfig, tune_batch, identity)

@@ -10,16 +10,16 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from gpt_lightning.terminal import say
 from gpt_lightning.tune.lr.figure import learning_rate_figure
 from gpt_lightning.tune.lr.halving import Search, search
 from gpt_lightning.tune.lr.range_test import RaiseLearningRate, RangeTest
-from gpt_lightning.tune.results import IfExists, TuneFolder
-from gpt_lightning.tune.trials import TuneCLI
+from gpt_lightning.tune.results import IfExists
+from gpt_lightning.tune.trials import identity, train
+from gpt_lightning.tune.verb import Job, Verb
 
 HORIZON_EXPONENT = -0.32  # of the best learning rate in the length of a run
 LEAST_STEPS = 20  # of the longest trials
@@ -76,6 +76,34 @@ class LearningRateResult:
         """For the run; to two digits, more are not known."""
         return float(f"{self.found.minimum.lr * self.horizon_factor:.1e}")
 
+    @property
+    def recommendation(self) -> str:
+        return f"lr {self.lr:.1e}"
+
+    @property
+    def explanation(self) -> str:
+        best, factor = self.found.minimum, self.horizon_factor
+        return (
+            f"{best.lr:.1e} (90% interval {best.low:.1e} to {best.high:.1e}) is best for {self.trial_tokens:,} tokens; "
+            f"for {self.max_tokens:,} it is taken x {factor:.2f}, a rule of thumb (tokens ^ {HORIZON_EXPONENT})"
+        )
+
+    def notes(self) -> list[str]:
+        """What was spent, and what to beware of."""
+        lines = [f"{self.tokens:,} tokens trained on"]
+        if self.found.edge:
+            side = "smallest" if self.found.edge < 0 else "largest"
+            lines.append(f"warning: the best learning rate is the {side} that was tried; the true one may lie beyond")
+        return lines
+
+    def overlay(self) -> dict[str, Any]:
+        """The learning rate."""
+        return {"model": {"optim": {"lr": self.lr}}}
+
+    def figure(self) -> Figure:
+        """Range tests, rounds and the fit."""
+        return learning_rate_figure(self.range_tests, self.found, self.lr_before, self.lr)
+
     def table(self) -> Table:
         """One row per learning rate, one column per round."""
         table = Table(title="final validation loss (nats/token)", title_justify="left", title_style="bold")
@@ -117,23 +145,28 @@ class LearningRateResult:
 class Trials:
     """Trains what the search asks for, or takes it from the folder; counts tokens and moves the bar."""
 
-    def __init__(self, cli: TuneCLI, folder: TuneFolder, progress: Progress, tokens: int):
-        self.cli, self.folder, self.progress, self.tokens = cli, folder, progress, tokens
+    def __init__(self, job: Job, tokens: int):
+        self.stack, self.folder, self.tokens = job.stack, job.folder, tokens
+        self.val_tokens = job.settings.val_tokens
         self.spent = 0
-        self._bar = progress.add_task("range test", total=COST * tokens)
+        self.progress = job.progress
+        self._bar = job.progress.add_task("range test", total=COST * tokens)
 
     def range_test(self, seed: int) -> RangeTest:
         """A range test of half the length of the longest trials, from the weights and the data order of `seed`."""
 
         def measure() -> dict[str, Any]:
-            config = self.cli.config
-            n_steps = max(self.tokens // 2 // config.data.batch_tokens, LEAST_STEPS)
-            ramp = RaiseLearningRate(config.model.optim.lr, n_steps)
-            options = {"model.schedule.name": "constant", "model.schedule.warmup_tokens": 0}
-            options["batch_ramp.ramp_tokens"] = 0
-            options["max_tokens"] = (n_steps + 1) * config.data.batch_tokens  # the ramp ends it
-            self.cli.train(options, seed, callbacks=[ramp])
-            return {**asdict(ramp.result()), "tokens": len(ramp.losses) * config.data.batch_tokens}
+            batch_tokens = self.stack["data.batch_tokens"]
+            n_steps = max(self.tokens // 2 // batch_tokens, LEAST_STEPS)
+            ramp = RaiseLearningRate(self.stack["model.optim.lr"], n_steps)
+            options = {
+                "model.schedule.name": "constant",
+                "model.schedule.warmup_tokens": 0,
+                "batch_ramp.ramp_tokens": 0,
+                "max_tokens": (n_steps + 1) * batch_tokens,  # the ramp ends it
+            }
+            train(self.stack, options, seed, callbacks=[ramp])
+            return {**asdict(ramp.result()), "tokens": len(ramp.losses) * batch_tokens}
 
         measured = self.folder.measured(f"range test seed {seed}", measure)
         self._advance(measured["tokens"])
@@ -143,8 +176,7 @@ class Trials:
         """Final validation loss of a trial; infinite when it diverged."""
 
         def measure() -> dict[str, Any]:
-            options = {"model.optim.lr": lr, "max_tokens": tokens}
-            done = self.cli.train(options, seed, self.cli.settings.val_tokens)
+            done = train(self.stack, {"model.optim.lr": lr, "max_tokens": tokens}, seed, self.val_tokens)
             return {"loss": done.val_loss if math.isfinite(done.val_loss) else None, "tokens": done.tokens}
 
         self.progress.update(self._bar, description=f"lr {lr:.1e}, {tokens:,} tokens")
@@ -157,62 +189,28 @@ class Trials:
         self.progress.advance(self._bar, tokens)
 
 
-def tune_learning_rate(cli: TuneCLI, folder: TuneFolder, progress: Progress) -> LearningRateResult:
-    """Run or resume the search of `cli` in `folder`. Raises ValueError for trials too short to tell anything."""
-    settings, config = cli.settings, cli.config
-    batch_tokens = config.data.batch_tokens
-    tokens = settings.tokens or max(config.max_tokens // 40, DEFAULT_STEPS * batch_tokens)
+def tune_learning_rate(job: Job) -> LearningRateResult:
+    """Run or resume the search. Raises ValueError for trials too short to tell anything."""
+    settings, stack = job.settings, job.stack
+    batch_tokens, max_tokens = stack["data.batch_tokens"], stack["max_tokens"]
+    tokens = settings.tokens or max(max_tokens // 40, DEFAULT_STEPS * batch_tokens)
     if tokens < LEAST_STEPS * batch_tokens:
         raise ValueError(
             f"tune.tokens {tokens}: a trial needs at least {LEAST_STEPS} steps of {batch_tokens} tokens; "
             f"set --tune.tokens {LEAST_STEPS * batch_tokens} or more"
         )
-    share = COST * tokens / config.max_tokens
+    share = COST * tokens / max_tokens
     say(f"trials of up to {tokens:,} tokens, about {COST * tokens:,} in all: {share:.0%} of the run itself")
-    trials = Trials(cli, folder, progress, tokens)
+    trials = Trials(job, tokens)
     tests = [trials.range_test(seed) for seed in range(settings.seeds)]
     upper = math.exp(sum(math.log(test.upper) for test in tests) / len(tests))  # the geometric mean
     found = search(trials.loss, upper, tokens, settings.seeds)
-    return LearningRateResult(config.model.optim.lr, tests, found, trials.spent, config.max_tokens)
-
-
-def run(args: list[str]) -> LearningRateResult:
-    """Parse, search, write the folder, print the table and the recommendation."""
-    cli = TuneCLI(args, "tune lr", LearningRateConfig)
-    settings = cli.settings
-    terminal = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with TuneFolder(settings.dir, cli.question(), settings.if_exists) as folder:
-        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
-            result = tune_learning_rate(cli, folder, progress)
-        header = f"The best learning rate for a run of {result.max_tokens:,} tokens.\n{_horizon(result)}"
-        figure = learning_rate_figure(result.range_tests, result.found, result.lr_before, result.lr)
-        folder.finish(result.to_dict(), figure, {"model": {"optim": {"lr": result.lr}}}, header)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(result.table())
-    console.print(f"{result.tokens:,} tokens trained on; {settings.dir}/figure.png shows them")
-    console.print(_horizon(result))
-    if result.found.edge:
-        side = "smallest" if result.found.edge < 0 else "largest"
-        console.print(f"warning: the best learning rate is the {side} that was tried; the true one may lie beyond")
-    console.print(f"recommendation: lr {result.lr:.1e}; add --config {settings.dir}/tuned.yaml")
-    return result
-
-
-def main(arguments: list[str]) -> int:
-    """The verb `tune lr`."""
-    run(arguments)
-    return 0
-
-
-def _horizon(result: LearningRateResult) -> str:
-    best, factor = result.found.minimum, result.horizon_factor
-    return (
-        f"{best.lr:.1e} (90% interval {best.low:.1e} to {best.high:.1e}) is best for {result.trial_tokens:,} tokens; "
-        f"for {result.max_tokens:,} it is taken x {factor:.2f}, a rule of thumb (tokens ^ {HORIZON_EXPONENT})"
-    )
+    return LearningRateResult(stack["model.optim.lr"], tests, found, trials.spent, max_tokens)
 
 
 def _loss(value: float, is_best: bool) -> str:
     text = f"{value:.4f}" if math.isfinite(value) else "diverged"
     return f"[bold]{text}[/bold]" if is_best else text
+
+
+VERB = Verb("tune lr", LearningRateConfig, tune_learning_rate, identity)

@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
+
+from matplotlib.figure import Figure
+from rich.box import SIMPLE
+from rich.table import Table
 
 from gpt_lightning.model.gpt import GPTConfig
 from gpt_lightning.model.own_block import MakeBlock
@@ -24,6 +28,7 @@ from gpt_lightning.tune.verify.equivalence import (
     initial_std,
     largest_difference,
 )
+from gpt_lightning.tune.verify.figure import coordinate_check
 from gpt_lightning.tune.verify.miniature import D_HEAD, Miniature
 
 HEADS = {"duplication": 2, "coordinates": 4}  # of the miniatures at base width
@@ -48,6 +53,8 @@ class Check:
 class VerifyResult:
     """All rows, and the movements of activations that the figure shows, by size and kind."""
 
+    gpt: GPTConfig
+    optimizer: str
     checks: tuple[Check, ...]
     over_widths: dict[int, dict[str, float]]
     over_depths: dict[int, dict[str, float]]
@@ -60,6 +67,68 @@ class VerifyResult:
     def failed(self) -> list[str]:
         """Names of the checks that failed."""
         return [check.name for check in self.checks if check.passed is False]
+
+    @property
+    def recommendation(self) -> str:
+        """The verdict, and what to do."""
+        gpt, base = self.gpt, f"d_model {self.gpt.base_d_model}"
+        if gpt.parametrization == "standard":
+            return (
+                "FAIL: with parametrization standard, what you tune at one width does not hold at another. The "
+                "overlay is the same model now, and mup when you make it wider"
+            )
+        if not self.passed:
+            failed = "; ".join(self.failed)
+            return f"FAIL: tuned settings do not hold at other sizes. {len(self.failed)} failed: {failed}"
+        if gpt.parametrization == "completep":
+            return f"PASS: what you tune at {base} and n_layers {gpt.base_n_layers} holds at other widths and depths"
+        return f"PASS: what you tune at {base} holds at other widths; for other depths too, use completep"
+
+    @property
+    def explanation(self) -> str:
+        return ""
+
+    def notes(self) -> list[str]:
+        """What the numbers are."""
+        return ["differences in nats over 15 steps; the others are exponents in width or depth"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict and all numbers."""
+        checks = [asdict(check) for check in self.checks]
+        numbers = {"checks": checks, "over_widths": self.over_widths, "over_depths": self.over_depths}
+        return {"passed": self.passed, "parametrization": self.gpt.parametrization, **numbers}
+
+    def table(self) -> Table:
+        """One row a check."""
+        table = Table("check", "measured", "expected", "verdict", box=SIMPLE)
+        words = {True: "pass", False: "[bold red]FAIL[/]", None: "shown"}
+        for check in self.checks:
+            number = f"{check.measured:.1e}" if check.name.startswith("loss") else f"{check.measured:+.2f}"
+            table.add_row(check.name, number, check.expected, words[check.passed])
+        return table
+
+    def figure(self) -> Figure:
+        """The coordinate check."""
+        verdict = self.recommendation.split(":")[0]
+        title = f"Parametrization {self.gpt.parametrization}, {self.optimizer}: {verdict}"
+        lines = slopes(self.over_widths), slopes(self.over_depths)
+        return coordinate_check(self.over_widths, self.over_depths, lines, title)
+
+    def overlay(self) -> dict[str, Any]:
+        """What makes tuned settings hold for other sizes: the stack's own keys when it passed.
+
+        A standard model becomes one of muP with its own width as the base: the same model, as long as it is that wide.
+        """
+        gpt = self.gpt
+        if gpt.parametrization == "standard":
+            keys: dict[str, Any] = {"parametrization": "mup", "base_d_model": gpt.d_model}
+            keys |= {"base_d_head": gpt.d_model // gpt.n_heads} if gpt.base_d_head else {}
+        elif self.passed:
+            names = ("parametrization", "base_d_model", "base_n_layers", "base_d_head")
+            keys = {name: getattr(gpt, name) for name in names if getattr(gpt, name) is not None}
+        else:
+            return {}
+        return {"model": {"gpt": keys}}
 
 
 def measurements(gpt: GPTConfig, optim: OptimConfig, block: MakeBlock, seeds: int) -> dict[str, Callable[[], Any]]:
@@ -79,7 +148,7 @@ def measurements(gpt: GPTConfig, optim: OptimConfig, block: MakeBlock, seeds: in
     }
 
 
-def judge(gpt: GPTConfig, measured: Mapping[str, Any]) -> VerifyResult:
+def judge(gpt: GPTConfig, optimizer: str, measured: Mapping[str, Any]) -> VerifyResult:
     """The verdicts on what `measurements` gave."""
     checks = []
     for clip, how in ((0.0, ""), (CLIP, ", clipped")):
@@ -101,7 +170,7 @@ def judge(gpt: GPTConfig, measured: Mapping[str, Any]) -> VerifyResult:
         holds = abs(slope) <= DEPTH_TOLERANCE
         expected = f"0 ± {DEPTH_TOLERANCE}" if claimed else "(any)"
         checks.append(Check(f"movement over depths: {kind}", slope, expected, holds if claimed else None))
-    return VerifyResult(tuple(checks), over_widths, over_depths)
+    return VerifyResult(gpt, optimizer, tuple(checks), over_widths, over_depths)
 
 
 def _mean(measured: Mapping[str, Any], prefix: str) -> dict[str, float]:

@@ -13,19 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from gpt_lightning.model.gpt import Block, GPTConfig
 from gpt_lightning.model.own_block import MakeBlock, import_block
 from gpt_lightning.optim.config import OptimConfig
+from gpt_lightning.run.stack import Stack
 from gpt_lightning.tune.results import IfExists, TuneFolder
-from gpt_lightning.tune.trials import TuneCLI
+from gpt_lightning.tune.verb import Job, Verb
 from gpt_lightning.tune.verify.checks import VerifyResult, judge, measurements
-from gpt_lightning.tune.verify.coordinate_check import slopes
-from gpt_lightning.tune.verify.figure import coordinate_check
 from gpt_lightning.tune.verify.miniature import Miniature, one_thread
 
 SEEDS = 3  # of each size in the coordinate check
@@ -49,37 +45,40 @@ def verify(gpt: GPTConfig, optim: OptimConfig, block: MakeBlock = Block, seeds: 
     seeds: runs per size of the coordinate check. Raises ValueError when wider models have other layers.
     """
     with one_thread():
-        return judge(gpt, {key: measure() for key, measure in measurements(gpt, optim, block, seeds).items()})
+        return judge(
+            gpt, optim.name, {key: measure() for key, measure in measurements(gpt, optim, block, seeds).items()}
+        )
 
 
-def main(arguments: list[str]) -> int:
-    """The verb `tune verify`: 0 when all checks pass, 1 when one fails."""
-    cli = TuneCLI([*arguments, "--trainer.precision=32-true"], "tune verify", VerifyConfig)  # or it talks about bf16
-    settings = cli.settings
-    gpt, optim = GPTConfig(**cli.config.model.gpt.as_dict()), OptimConfig(**cli.config.model.optim.as_dict())
-    spec = cli.config.model.block.as_dict()
-    block = partial(import_block(spec["class_path"]), **spec.get("init_args", {}))
-    question = {f"model.gpt.{key}": value for key, value in asdict(gpt).items() if key not in UNUSED}
-    question |= {f"model.optim.{key}": value for key, value in asdict(optim).items() if key not in UNUSED}
-    with TuneFolder(settings.dir, {**question, "model.block": spec}, settings.if_exists) as folder:
-        result = judge(gpt, _measure(gpt, optim, block, folder))
-        print_result(result)
-        advice = advise(gpt, result, settings.dir)
-        title = f"Parametrization {gpt.parametrization}, {optim.name}: {advice.split(':')[0]}"
-        lines = slopes(result.over_widths), slopes(result.over_depths)
-        figure = coordinate_check(result.over_widths, result.over_depths, lines, title)
-        numbers = {"passed": result.passed, "parametrization": gpt.parametrization, **asdict(result)}
-        folder.finish(numbers, figure, tuned_layer(gpt, result.passed), f"gpt-lightning tune verify\n{advice}")
-    print(advice)
-    return 0 if result.passed else 1
+def tune_verify(job: Job) -> VerifyResult:
+    """Measure what the folder does not hold, and judge."""
+    gpt, optim = job.stack.settings("model.gpt"), job.stack.settings("model.optim")
+    return judge(gpt, optim.name, _measure(gpt, optim, _block(job.stack), job.folder, job.progress))
 
 
-def _measure(gpt: GPTConfig, optim: OptimConfig, block: MakeBlock, folder: TuneFolder) -> dict[str, Any]:
+def identity(stack: Stack, settings: VerifyConfig) -> dict[str, Any]:
+    """What decides the verdict: structure and optimizer, neither data nor sizes that the miniatures do not take."""
+    kept = {
+        f"{group}.{key}": value
+        for group in ("model.gpt", "model.optim")
+        for key, value in asdict(stack.settings(group)).items()
+        if key not in UNUSED
+    }
+    return {**kept, "model.block": stack["model.block"].as_dict()}
+
+
+def _block(stack: Stack) -> MakeBlock:
+    spec = stack["model.block"].as_dict()
+    return partial(import_block(spec["class_path"]), **spec.get("init_args", {}))
+
+
+def _measure(
+    gpt: GPTConfig, optim: OptimConfig, block: MakeBlock, folder: TuneFolder, progress: Progress
+) -> dict[str, Any]:
     code = fingerprint(block, gpt)  # so that a mended model is measured anew
-    console = Console(stderr=True)
     measured = {}
     plan = measurements(gpt, optim, block, SEEDS)
-    with one_thread(), Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with one_thread():
         for key, measure in progress.track(plan.items(), description="verifying"):
             measured[key] = folder.measured(f"{code} {key}", measure)
     return measured
@@ -97,47 +96,4 @@ def fingerprint(block: MakeBlock, gpt: GPTConfig) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
 
 
-def tuned_layer(gpt: GPTConfig, passed: bool) -> dict[str, Any]:
-    """The layer under which what is tuned now holds for other sizes: the stack's own keys when it passed.
-
-    A standard model becomes one of muP with its own width as the base: the same model, as long as it is that wide.
-    """
-    d_head = gpt.d_model // gpt.n_heads
-    if gpt.parametrization == "standard":
-        keys: dict[str, Any] = {"parametrization": "mup", "base_d_model": gpt.d_model}
-        keys |= {"base_d_head": d_head} if gpt.base_d_head else {}
-    elif passed:
-        names = ("parametrization", "base_d_model", "base_n_layers", "base_d_head")
-        keys = {name: getattr(gpt, name) for name in names if getattr(gpt, name) is not None}
-    else:
-        return {}
-    return {"model": {"gpt": keys}}
-
-
-def advise(gpt: GPTConfig, result: VerifyResult, folder: str) -> str:
-    """One line: the verdict, and what to do."""
-    if gpt.parametrization == "standard":
-        return (
-            "FAIL: with parametrization standard, what you tune at one width does not hold at another. Lay "
-            f"{Path(folder) / 'tuned.yaml'} over the stack: the same model now, and mup when you make it wider"
-        )
-    if not result.passed:
-        return (
-            f"FAIL: tuned settings do not hold at other sizes. {len(result.failed)} failed: {'; '.join(result.failed)}"
-        )
-    base = f"d_model {gpt.base_d_model}"
-    if gpt.parametrization == "completep":
-        return f"PASS: what you tune at {base} and n_layers {gpt.base_n_layers} holds at other widths and depths"
-    return f"PASS: what you tune at {base} holds at other widths; for other depths too, use completep"
-
-
-def print_result(result: VerifyResult) -> None:
-    """The table of checks."""
-    caption = "differences in nats over 15 steps; the others are exponents in width or depth"
-    table = Table("check", "measured", "expected", "verdict", box=SIMPLE, caption=caption)
-    words = {True: "pass", False: "[bold red]FAIL[/]", None: "shown"}
-    for check in result.checks:
-        is_loss = check.name.startswith("loss")
-        number = f"{check.measured:.1e}" if is_loss else f"{check.measured:+.2f}"
-        table.add_row(check.name, number, check.expected, words[check.passed])
-    Console().print(table)
+VERB = Verb("tune verify", VerifyConfig, tune_verify, identity, passed=lambda result: result.passed)

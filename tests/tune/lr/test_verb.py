@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import yaml
@@ -10,8 +9,9 @@ from lightning.pytorch.tuner import Tuner
 
 import gpt_lightning as gl
 from gpt_lightning.cli import main
-from gpt_lightning.run.fit import quiet
-from gpt_lightning.run.gpt_cli import GPTCLI
+from gpt_lightning.run.build import Run
+from gpt_lightning.terminal import quiet
+from tests import fixtures
 from tests.fixtures import TINY, arguments, write_text
 
 OPTIONS = {"data.corpus": "text.txt", "max_tokens": 20 * 1280, "model.gpt.dropout": 0.0, "val_interval_tokens": 99999}
@@ -79,48 +79,47 @@ def ratios(module) -> list[float]:
     return [group["lr"] * group["lr_ratio"] / (groups[0]["lr"] * groups[0]["lr_ratio"]) for group in groups]
 
 
-def build(**options) -> GPTCLI:
-    Path("run").mkdir()
+def build(**options) -> Run:
     flags = {"data.corpus": "text.txt", "run_dir": "run", "model.optim.lr_ratios": '{"hidden": 8.0}', **options}
     with quiet():
-        return GPTCLI(arguments({**OPTIONS, **flags, "trainer.enable_checkpointing": False}))
+        return fixtures.build({**OPTIONS, **flags, "trainer.enable_checkpointing": False})
 
 
 def test_lightnings_finder_runs_on_our_module_and_keeps_an_8_to_1_ratio(folder):
-    cli = build()
+    run = build()
     seen = []
-    step = cli.model.configure_gradient_clipping
-    cli.model.configure_gradient_clipping = lambda *a, **k: (seen.append(ratios(cli.model)), step(*a, **k))
+    step = run.module.configure_gradient_clipping
+    run.module.configure_gradient_clipping = lambda *a, **k: (seen.append(ratios(run.module)), step(*a, **k))
     with quiet():
-        finder = Tuner(cli.trainer).lr_find(cli.model, datamodule=cli.datamodule, num_training=30, attr_name="lr")
-    names = [group["name"] for group in cli.trainer.optimizers[0].param_groups]
+        finder = Tuner(run.trainer).lr_find(run.module, datamodule=run.data, num_training=30, attr_name="lr")
+    names = [group["name"] for group in run.trainer.optimizers[0].param_groups]
     expected = [8.0 if name.startswith("hidden") else 1.0 for name in names]
     assert len(seen) > 10 and all(found == pytest.approx(expected) for found in seen)
-    assert cli.model.lr == finder.suggestion() and ratios(cli.model) == pytest.approx(expected)
-    assert cli.model.tokens_seen == 0, "the finder's tokens were counted"
+    assert run.module.lr == finder.suggestion() and ratios(run.module) == pytest.approx(expected)
+    assert run.module.tokens_seen == 0, "the finder's tokens were counted"
     with quiet():
-        cli.trainer.fit(cli.model, cli.datamodule)
-    assert cli.model.tokens_seen == OPTIONS["max_tokens"] and ratios(cli.model) == pytest.approx(expected)
+        run.trainer.fit(run.module, run.data)
+    assert run.module.tokens_seen == OPTIONS["max_tokens"] and ratios(run.module) == pytest.approx(expected)
 
 
 def test_lightnings_callback_changes_the_learning_rate_that_is_trained_with(folder):
     from lightning.pytorch.callbacks import LearningRateFinder
 
-    cli = build(**{"model.schedule.name": "constant", "max_tokens": 640})
+    run = build(**{"model.schedule.name": "constant", "max_tokens": 640})
     used = []
-    step = cli.model.configure_gradient_clipping
-    cli.trainer.callbacks.append(LearningRateFinder(num_training_steps=20, attr_name="lr"))
-    cli.model.configure_gradient_clipping = lambda o, *a, **k: (used.append(o.param_groups[0]["lr"]), step(o, *a, **k))
+    step = run.module.configure_gradient_clipping
+    run.trainer.callbacks.append(LearningRateFinder(num_training_steps=20, attr_name="lr"))
+    run.module.configure_gradient_clipping = lambda o, *a, **k: (used.append(o.param_groups[0]["lr"]), step(o, *a, **k))
     with quiet():
-        cli.trainer.fit(cli.model, cli.datamodule)
-    assert used[-1] == pytest.approx(cli.model.lr) and cli.model.lr != 0.01
-    assert not math.isnan(cli.model.lr)
+        run.trainer.fit(run.module, run.data)
+    assert used[-1] == pytest.approx(run.module.lr) and run.module.lr != 0.01
+    assert not math.isnan(run.module.lr)
 
 
 def test_lightnings_batch_scaler_finds_a_micro_batch(folder):
-    cli = build(**{"data.batch_tokens": 32})
+    run = build(**{"data.batch_tokens": 32})
     with quiet():
-        found = Tuner(cli.trainer).scale_batch_size(
-            cli.model, datamodule=cli.datamodule, batch_arg_name="micro_batch_size", max_trials=2, steps_per_trial=2
+        found = Tuner(run.trainer).scale_batch_size(
+            run.module, datamodule=run.data, batch_arg_name="micro_batch_size", max_trials=2, steps_per_trial=2
         )
-    assert found == cli.datamodule.micro_batch_size == 4
+    assert found == run.data.micro_batch_size == 4

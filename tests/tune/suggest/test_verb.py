@@ -14,9 +14,8 @@ from gpt_lightning import cli
 from gpt_lightning.data.duplication import duplication
 from gpt_lightning.data.mixture import MAX_TOKENS
 from gpt_lightning.data.shards import Shard, Split
-from gpt_lightning.tune.stack import read_stack
 from gpt_lightning.tune.suggest import throughput
-from gpt_lightning.tune.suggest.verb import SuggestOptions, suggest
+from gpt_lightning.tune.suggest.verb import VERB
 from tests.fixtures import TINY, environment, write_text
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -30,6 +29,10 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text.txt")
     return tmp_path
+
+
+def suggest(arguments: list[str]):
+    return VERB.run(arguments)[0]
 
 
 def flags(options: dict) -> list[str]:
@@ -92,7 +95,7 @@ def test_fit_takes_the_layer(folder):
 @pytest.mark.parametrize("devices", [1, 4])
 def test_the_batch_divides_over_the_devices(devices):
     result = ask(trainer__devices=devices, trainer__num_nodes=2, max_tokens=100_000)
-    best = result.recommendation
+    best = result.recommended
     assert result.values["case"]["n_devices"] == 2 * devices
     assert best["batch_tokens"] % (best["micro_batch_size"] * 16 * 2 * devices) == 0
 
@@ -120,16 +123,16 @@ def test_more_than_four_epochs_warn():
 
 def test_fewer_than_a_hundred_steps_warn():
     few, many = ask(max_tokens=1000), ask(max_tokens=10_000_000)
-    assert warned(few, "steps of") and 100 * few.recommendation["batch_tokens"] > 1000
-    assert not warned(many, "steps of") and 100 * many.recommendation["batch_tokens"] <= 10_000_000
+    assert warned(few, "steps of") and 100 * few.recommended["batch_tokens"] > 1000
+    assert not warned(many, "steps of") and 100 * many.recommended["batch_tokens"] <= 10_000_000
 
 
 def test_accumulation_on_one_replica_offers_the_smaller_batch():
     result = ask(max_tokens=100_000)
-    batch_tokens, lr = result.recommendation["batch_tokens"], result.recommendation["lr"]
+    batch_tokens, lr = result.recommended["batch_tokens"], result.recommended["lr"]
     ratio = 2 * 16 / batch_tokens
     assert ratio < 1 and warned(result, f"--data.batch_tokens 32 --model.optim.lr {lr * ratio**0.5:.2g}")
-    decay = result.recommendation["weight_decay"]
+    decay = result.recommended["weight_decay"]
     assert warned(result, f"[0.9,{0.95**ratio:.5g}] --model.optim.weight_decay {decay * ratio**0.5:.2g}")
     timescale = ask(max_tokens=100_000, model__optim__weight_decay="timescale")
     assert warned(timescale, "accumulated") and not warned(timescale, "--model.optim.weight_decay")
@@ -174,13 +177,13 @@ def test_a_budget_in_flops():
     # 6 x (12 x 12 x 768^2 + 257 x 768) + attention: 12 x 768 x 12 layers x mean keys (dense 1024.5, banded 240.06)
     per_token = 6 * (144 * 768**2 + 257 * 768) + 12 * 768 * 6 * (1024.5 + 240.06)
     assert result.values["case"]["n_tokens"] == pytest.approx(1e18 / per_token, rel=1e-4)
-    assert result.tuned["max_tokens"] == result.recommendation["max_tokens"] <= 1e18 / per_token
+    assert result.tuned["max_tokens"] == result.recommended["max_tokens"] <= 1e18 / per_token
 
 
 def test_a_budget_in_hours_with_a_known_and_with_a_measured_speed(monkeypatch):
     known = ask(tune__hours=2, tune__tokens_per_second=1000)
     assert known.values["case"]["n_tokens"] == 7_200_000 and not known.values["budget"]["estimated"]
-    assert 0 <= 7_200_000 - known.tuned["max_tokens"] < known.recommendation["batch_tokens"]
+    assert 0 <= 7_200_000 - known.tuned["max_tokens"] < known.recommended["batch_tokens"]
     monkeypatch.setattr(throughput, "estimate_tokens_per_second", lambda *_: 10.0)
     measured = ask(tune__hours=1, trainer__devices=3)
     assert measured.values["case"]["n_tokens"] == 3600 * 10 * 3 and measured.values["budget"]["estimated"]
@@ -312,26 +315,4 @@ def test_bad_input_is_one_line_and_writes_nothing(case, folder, capsys):
 def test_every_config_is_read(folder):
     for path in sorted(CONFIGS.rglob("*.yaml")):
         name = str(path.relative_to(CONFIGS))
-        assert ask(name, "debug.yaml", trainer__devices=1).recommendation["lr"] > 0, name
-
-
-def test_mappings_are_replaced_by_later_layers_as_fit_does(folder, tmp_path):
-    from gpt_lightning.run.gpt_cli import GPTCLI
-
-    (tmp_path / "one.yaml").write_text("model: {optim: {lr_ratios: {hidden: 2.0, vector: 3.0}}}\n")
-    (tmp_path / "two.yaml").write_text("model: {optim: {lr_ratios: {readout: 4.0}}}\n")
-    for extra in ([], ["--model.optim.lr_ratios.hidden=5"], ["--model.optim.lr_ratios={embedding: 6.0}"]):
-        args = [
-            f"--config={tmp_path / 'one.yaml'}",
-            f"--config={tmp_path / 'two.yaml'}",
-            *flags({**TINY, **SMALL}),
-            *extra,
-        ]
-        stack, _ = read_stack(args, SuggestOptions, "tune suggest")
-        fit = GPTCLI([*args, "--run_dir=run"]).config.model.optim.lr_ratios
-        assert dict(stack.optim.lr_ratios) == dict(fit), extra
-
-
-def test_a_flag_that_is_no_yaml_is_text(folder):
-    stack, _ = read_stack([*flags({**TINY, **SMALL}), "--data.prepare.glob=**/*.yaml"], SuggestOptions, "tune suggest")
-    assert stack.prepare.glob == "**/*.yaml"
+        assert ask(name, "debug.yaml", trainer__devices=1).recommended["lr"] > 0, name

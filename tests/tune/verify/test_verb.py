@@ -242,7 +242,7 @@ def test_the_verb_fails_a_standard_stack_and_writes_a_layer_that_fit_takes(tmp_p
     monkeypatch.setattr(gpt_lightning.tune.verify.verb, "SEEDS", 1)
     assert main(command(tmp_path)) == 1
     out, err = capfd.readouterr()
-    assert out.rstrip().splitlines()[-1].startswith("FAIL: with parametrization standard") and err == ""
+    assert out.rstrip().splitlines()[-1].startswith("recommendation: FAIL: with parametrization standard") and err == ""
     tuned, result = (tmp_path / "verify" / name for name in ("tuned.yaml", "result.json"))
     assert yaml.safe_load(tuned.read_text()) == {"model": {"gpt": {"parametrization": "mup", "base_d_model": 16}}}
     assert json.loads(result.read_text())["passed"] is False and (tmp_path / "verify" / "figure.png").is_file()
@@ -256,7 +256,11 @@ def test_the_verb_passes_mup_resumes_and_answers_one_question(tmp_path, monkeypa
     mup = ["--model.gpt.parametrization=mup", "--model.gpt.base_d_model=8"]
     assert main(command(tmp_path, *mup)) == 0
     first = capfd.readouterr().out
-    assert first.rstrip().splitlines()[-1].startswith("PASS: what you tune at d_model 8 holds at other widths")
+    assert (
+        first.rstrip()
+        .splitlines()[-1]
+        .startswith("recommendation: PASS: what you tune at d_model 8 holds at other widths")
+    )
     monkeypatch.setattr(gpt_lightning.tune.verify.checks, "movements", never)
     assert main(command(tmp_path, *mup, "--model.optim.lr=0.5")) == 0  # which the miniatures do not take
     assert capfd.readouterr().out == first

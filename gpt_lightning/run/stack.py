@@ -1,0 +1,176 @@
+"""The stack as a value: YAML overlays and flags, read, merged and checked; later overlays win, flags win over all.
+
+    read_stack(arguments, "fit")          -> Stack       what the user wrote, with every default filled in
+    stack.with_({"model.optim.lr": 1e-3}) -> Stack       another one; the first stays as it was
+    build(stack)                          -> Run         (build.py)
+
+One program reads for every verb. With light=True it does so without Lightning, which takes longer to import than a look
+at a stack may last; a Stack that was read so cannot be built.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from gpt_lightning.data.prepare.prepare import PrepareConfig
+from gpt_lightning.model.config import GPTConfig
+from gpt_lightning.optim.config import OptimConfig
+from gpt_lightning.optim.schedules import ScheduleConfig
+from gpt_lightning.run.schema import UNREAD, Devices, full_parser, light_parser
+from gpt_lightning.run.spelling import flags, in_words, load_counts, overlays_first
+
+LIGHT = {
+    "model.gpt": GPTConfig,
+    "model.optim": OptimConfig,
+    "model.schedule": ScheduleConfig,
+    "data.prepare": PrepareConfig,
+}
+COUNTS = ("max_tokens", "val_interval_tokens", "data.context_length", "data.micro_batch_size", "data.batch_tokens")
+NO_SETTINGS = ("config", "tune")  # parsed, but no settings of a run
+DEVICES = tuple(setting.name for setting in fields(Devices))
+
+
+@dataclass(frozen=True)
+class Stack:
+    """All settings of a run. `stack["model.optim.lr"]` is one of them, by dotted name.
+
+    flags: names of those that were given as flags.
+    """
+
+    config: Any
+    parser: jsonargparse.ArgumentParser
+    flags: frozenset[str] = frozenset()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.config[name]
+
+    def with_(self, options: Mapping[str, Any]) -> "Stack":
+        """The stack with `options`, values by dotted name, laid over it. Raises ValueError where they do not fit."""
+        nested: dict[str, Any] = {}
+        for name, value in options.items():
+            *parents, last = name.split(".")
+            inner = nested
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[last] = value
+        stack = replace(self, config=_parse(lambda: self.parser.parse_object(nested, self.config.clone()), self.parser))
+        stack.check()
+        return stack
+
+    def check(self) -> None:
+        """Raise ValueError for settings that make no run."""
+        for name in COUNTS:
+            if self[name] < 1:
+                raise ValueError(f"{name} is {self[name]}; expected at least 1")
+        for name in LIGHT:
+            self.settings(name)
+
+    def settings(self, name: str) -> Any:
+        """The frozen dataclass of a group such as "model.optim"; it checks itself."""
+        return LIGHT[name](**plain(self[name]))
+
+    @property
+    def n_devices(self) -> int:
+        """Devices of all nodes, from the Trainer's settings: a number, a list of devices, or auto."""
+        devices, trainer = self["trainer.devices"], self["trainer"]
+        if isinstance(devices, str) and devices.strip("-").isdigit():
+            devices = int(devices)
+        if isinstance(devices, list):
+            count = len(devices)
+        elif isinstance(devices, int) and devices > 0:
+            count = devices
+        elif devices in ("auto", -1, None):
+            on_gpu = trainer.accelerator not in ("cpu", "mps") and Path("/proc/driver/nvidia").exists()
+            count = max(_n_gpus(), 1) if on_gpu else 1
+        else:
+            count = len(str(devices).split(","))
+        return count * int(trainer.num_nodes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting but what follows from others, nested, as YAML has it."""
+        kept = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=True, skip_unset=True))
+        return {key: value for key, value in kept.items() if key not in NO_SETTINGS}
+
+    def to_yaml(self) -> str:
+        """The overlay that, alone, is this stack; run again, it does not overwrite."""
+        return yaml.safe_dump({**self.to_dict(), "if_exists": "refuse"}, sort_keys=False)
+
+
+def read_stack(
+    arguments: Sequence[str], verb: str, about: str = "", settings: type | None = None, light: bool = False
+) -> tuple[Stack, Any]:
+    """The stack that the arguments of a verb describe, and the verb's own settings, --tune.NAME, if it has a class.
+
+    about: the first line of --help, which prints and exits. light: without Lightning.
+    Raises ValueError, with one line that says what to change.
+    """
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    mode = "stack_read_light" if light else "stack"
+    jsonargparse.set_loader(mode, _load_light if light else load_counts, exceptions=(yaml.YAMLError,))
+    parser = (light_parser if light else full_parser)(
+        prog=f"gpt-lightning {verb}", description=about or None, parser_mode=mode
+    )
+    if settings is not None:
+        parser.add_class_arguments(settings, "tune")
+    words = overlays_first(arguments, parser)
+    given = frozenset(key[2:] for key, _ in flags(words))
+    config = _parse(lambda: parser.parse_args(_without_unread(words) if light else words), parser)
+    stack = Stack(config, parser, given)
+    stack.check()
+    return stack, settings(**plain(config.tune)) if settings is not None else None
+
+
+def plain(namespace: Any) -> dict[str, Any]:
+    """A group's settings by name; jsonargparse also keeps which file they came from."""
+    return {name: value for name, value in namespace.as_dict().items() if name != "__path__"}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _parse(parse: Any, parser: jsonargparse.ArgumentParser) -> Any:
+    try:
+        return parse()
+    except (jsonargparse.ArgumentError, TypeError, KeyError) as error:
+        raise ValueError(in_words(str(error), parser)) from error
+
+
+def _load_light(text: str) -> Any:
+    """An overlay without what is not read."""
+    value = load_counts(text)
+    if not isinstance(value, dict):
+        return value
+    value = {key: inner for key, inner in value.items() if key not in UNREAD}
+    if isinstance(value.get("trainer"), dict):
+        value["trainer"] = {key: inner for key, inner in value["trainer"].items() if key in DEVICES}
+    return value
+
+
+def _without_unread(words: Sequence[str]) -> list[str]:
+    """The flags without those that are not read; --trainer's own keys are kept, and what else it holds is not."""
+    kept = []
+    for word in words:
+        key, _, value = word.partition("=")
+        group, _, name = key[2:].partition(".")
+        if group == "trainer" and not name:
+            text = Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value
+            kept.append("--config=" + json.dumps({"trainer": load_counts(text)}))
+        elif not (group in UNREAD or key[2:].startswith(("model.block.", "model.loss."))):
+            kept += [word] if group != "trainer" or name in DEVICES else []
+    return kept
+
+
+def _n_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

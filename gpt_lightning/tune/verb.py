@@ -1,0 +1,102 @@
+"""The shape of a tuning verb, and the one program that runs them all.
+
+    settings -> measure(Job) -> Result -> runs/NAME/{result.json, figure.png, tuned.yaml}, table, recommendation
+
+A verb is a dataclass of settings, a function that measures, and a frozen result. Folder, resume, progress, files and
+what is printed are the same for all; a new verb touches its own folder and one line of cli.py's table.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.progress import Progress
+from rich.table import Table
+
+from gpt_lightning.run.stack import Stack, read_stack
+from gpt_lightning.terminal import console, progress, quiet
+from gpt_lightning.tune.results import TuneFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Result(Protocol):
+    """What a verb has found, frozen."""
+
+    @property
+    def recommendation(self) -> str:
+        """One line: what to set."""
+
+    @property
+    def explanation(self) -> str:
+        """A line or two: what the overlay is for, and what is known of it."""
+
+    def notes(self) -> Sequence[str]:
+        """Further lines for the reader: facts, warnings."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers of result.json."""
+
+    def table(self) -> Table:
+        """What was measured, for the terminal."""
+
+    def figure(self) -> "Figure":
+        """The same as a picture."""
+
+    def overlay(self) -> dict[str, Any]:
+        """Nested settings of the stack, only those that were decided."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a verb measures with: the stack, its own settings, the folder that keeps measurements, a bar."""
+
+    stack: Stack
+    settings: Any
+    folder: TuneFolder
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A tuning verb; calling it with the command line's arguments runs it and gives the exit code.
+
+    settings: frozen dataclass of --tune.NAME, with `dir` and `if_exists`. identity: what decides the result, as JSON
+    values; a folder made under another one is refused. light: the stack is read without Lightning. passed: whether a
+    result is one to go on with; exit code 1 when not.
+    """
+
+    name: str
+    settings: type
+    measure: Callable[[Job], Any]
+    identity: Callable[[Stack, Any], Mapping[str, Any]]
+    light: bool = False
+    passed: Callable[[Any], bool] = lambda result: True
+
+    def run(self, arguments: Sequence[str], about: str = "") -> tuple[Any, Path]:
+        """Measure what the folder does not hold yet, write the files, print; (result, folder)."""
+        with quiet():
+            stack, settings = read_stack(arguments, self.name, about, self.settings, self.light)
+        with TuneFolder(settings.dir, self.identity(stack, settings), settings.if_exists) as folder:
+            with progress() as bar:
+                result: Result = self.measure(Job(stack, settings, folder, bar))
+            header = f"gpt-lightning {self.name}: {result.recommendation}\n{result.explanation}".rstrip()
+            folder.finish(result.to_dict(), result.figure(), result.overlay(), header)
+        _report(result, folder.path)
+        return result, folder.path
+
+    def __call__(self, arguments: Sequence[str], about: str = "") -> int:
+        result, _ = self.run(arguments, about)
+        return 0 if self.passed(result) else 1
+
+
+def _report(result: Result, folder: Path) -> None:
+    """The table, what is known, and the recommendation last."""
+    screen = console()
+    screen.print(result.table())
+    for line in filter(None, [*result.notes(), *result.explanation.splitlines()]):
+        screen.print(line, markup=False)
+    how = f"; add --config {folder}/tuned.yaml" if result.overlay() else ""
+    screen.print(f"recommendation: {result.recommendation}{how}", markup=False)
