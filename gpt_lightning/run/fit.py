@@ -53,10 +53,11 @@ def _fit(run: Run, folder: RunDir) -> dict[str, Any]:
     trainer: Any = run.trainer
     if_exists = run.stack["if_exists"]
     checkpoint = folder.resume_checkpoint() if if_exists == "resume" else None
+    named = run.stack.with_({"run_dir": str(folder.path)})  # before training, for it draws random numbers
     if is_rank_zero():
         folder.claim(if_exists)
         # once a checkpoint has been accepted, so that a refused one leaves the folder as it was
-        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _describe(run, run.stack, folder)))
+        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _describe(run, named, folder)))
     print_start(trainer, run.module, run.data, folder.path, checkpoint)
     started = time.perf_counter()
     trainer.fit(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
@@ -74,12 +75,11 @@ def _fit(run: Run, folder: RunDir) -> dict[str, Any]:
 
 def _describe(run: Run, stack: Stack, folder: RunDir) -> None:
     """Write what the run is into its folder and its loggers."""
-    named = stack.with_({"run_dir": str(folder.path)})
-    folder.write_text("config.yaml", named.to_yaml())
+    folder.write_text("config.yaml", stack.to_yaml())
     if run.data.tokenizer is not None:
         run.data.tokenizer.save(folder / "tokenizer.json")
     for logger in run.trainer.loggers:
-        logger.log_hyperparams(named.to_dict())
+        logger.log_hyperparams(stack.to_dict())
 
 
 def _evaluate(run: Run, folder: RunDir, verb: str) -> dict[str, Any]:
