@@ -213,9 +213,10 @@ class GPTModule(LightningModule):
         return nats.view_as(targets)
 
     def _log_scores(self, split: str) -> None:
-        nats, tokens, text_bytes = (m.compute() for m in (self.total_nats, self.total_tokens, self.total_bytes))
+        nats, tokens = self.total_nats.compute(), self.total_tokens.compute()
         loss = nats / tokens
         scores = {f"{split}/loss": loss, f"{split}/perplexity": loss.exp()}
+        text_bytes = 0 if self.token_bytes is None else self.total_bytes.compute()
         if text_bytes > 0:
             scores[f"{split}/bits_per_byte"] = nats / text_bytes / torch.log(torch.tensor(2.0, dtype=nats.dtype))
         # Loggers get them from callbacks/metrics.py, with tokens as the x-axis.

@@ -82,6 +82,16 @@ def import_gpt2(folder: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     return config, state
 
 
+def why_not_gpt2(config: GPTConfig) -> str:
+    """What a model of the built-in block has that GPT-2 has not; empty when it can be exported."""
+    if any(width is not None and width < config.context_length for width in config.band_widths()):
+        return (
+            f"GPT-2 has no banded attention: a band_width of {config.band_width} under a context_length of "
+            f"{config.context_length} cannot be exported; train with attention_pattern [dense]"
+        )
+    return ""
+
+
 def export_gpt2(gpt: GPT, tokenizer_json_path: str | Path, folder: str | Path) -> None:
     """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer open, whole or not at all.
 
@@ -94,11 +104,8 @@ def export_gpt2(gpt: GPT, tokenizer_json_path: str | Path, folder: str | Path) -
     own = [f"{type(b).__module__}.{type(b).__qualname__}" for b in gpt.blocks if type(b) is not Block]
     if own:
         raise ValueError(f"GPT-2 has no block {own[0]}; only models of the built-in block can be exported")
-    if any(width is not None and width < config.context_length for width in config.band_widths()):
-        raise ValueError(
-            f"GPT-2 has no banded attention: a band_width of {config.band_width} under a context_length of "
-            f"{config.context_length} cannot be exported; train with attention_pattern [dense]"
-        )
+    if why := why_not_gpt2(config):
+        raise ValueError(why)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose another folder")
     save_file = _safetensors().save_file

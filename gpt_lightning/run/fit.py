@@ -19,7 +19,7 @@ from gpt_lightning.checkpoint import find_checkpoint
 from gpt_lightning.run.build import Run, build, check, is_rank_zero, supported_precision
 from gpt_lightning.run.folder import RunDir
 from gpt_lightning.run.stack import Stack, read_stack
-from gpt_lightning.run.summary import print_scores, print_start, print_summary, summarise
+from gpt_lightning.run.summary import next_commands, print_scores, print_start, print_summary, summarise
 from gpt_lightning.terminal import quiet, say
 
 
@@ -69,7 +69,7 @@ def _fit(run: Run, folder: RunDir) -> dict[str, Any]:
     summary["run_dir"] = str(folder.path)
     if trainer.is_global_zero:
         folder.write_summary(summary)
-        print_summary(summary)
+        print_summary(summary, next_commands(run.module, run.data, folder.path))
     return summary
 
 

@@ -7,7 +7,8 @@ model that loses to gzip has a bug.
 import lzma
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rich.table import Table
 from gpt_lightning.callbacks.batch_ramp import BatchRamp
 from gpt_lightning.data.datamodule import CorpusDataModule
 from gpt_lightning.model.flops import count_parameters
+from gpt_lightning.model.huggingface import why_not_gpt2
 from gpt_lightning.module import GPTModule
 from gpt_lightning.terminal import duration, short
 
@@ -81,7 +83,18 @@ def print_start(
     console.print(f"run    {run_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""))
 
 
-def print_summary(summary: dict[str, Any]) -> None:
+def next_commands(module: GPTModule, data: CorpusDataModule, run_dir: Path) -> list[str]:
+    """What can be done with the run: nothing that would be refused."""
+    if data.tokenizer is None:
+        return [f"gpt-lightning validate --config {run_dir}/config.yaml"]
+    own = f" --model.block {module.block_spec['class_path']}" if module.block_spec else ""
+    commands = [f'gpt-lightning generate --run {run_dir} --prompt "def "{own}']
+    if not own and not why_not_gpt2(module.gpt_config):
+        commands.append(f"gpt-lightning export --run {run_dir} --output {run_dir}/huggingface")
+    return commands
+
+
+def print_summary(summary: dict[str, Any], commands: Sequence[str]) -> None:
     """The final table and the next commands."""
     console = Console(highlight=False, soft_wrap=True)
     if "val/loss" not in summary:  # limit_val_batches 0: no score, no checkpoint
@@ -104,8 +117,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     run_dir = summary["run_dir"]
     console.print(f"{summary['tokens']:,} tokens in {duration(summary['elapsed_seconds'])}")
     console.print(f"checkpoint  {run_dir}/checkpoints/best.ckpt")
-    console.print("next        " + f'gpt-lightning generate --run {run_dir} --prompt "def "')
-    console.print(f"            gpt-lightning export --run {run_dir} --output {run_dir}/huggingface")
+    for name, command in zip_longest(["next"], commands, fillvalue=""):
+        console.print(f"{name:<12}{command}")
 
 
 @rank_zero_only

@@ -1,0 +1,51 @@
+"""What a run proposes at its end works, and what has no tokenizer says nothing of text."""
+
+import shlex
+import warnings
+
+import numpy as np
+
+import gpt_lightning as gl
+from gpt_lightning.cli import main
+from tests.fixtures import TINY, write_text
+
+BYTES = {"max_tokens": 64, "val_interval_tokens": 64, "run_dir": "run"}
+
+
+def proposed(out: str) -> list[str]:
+    """The commands after `next`."""
+    lines = out.split("\nnext ")[1].splitlines()
+    return [line.strip() for line in lines if line.strip().startswith("gpt-lightning")]
+
+
+def test_what_is_proposed_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path / "text.txt")
+    gl.run([], {**TINY, **BYTES, "data.corpus": "text.txt"})
+    commands = proposed(capsys.readouterr().out)
+    assert [command.split()[1] for command in commands] == ["generate", "export"]
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+
+
+def test_a_banded_run_does_not_propose_an_export_that_would_be_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path / "text.txt")
+    banded = {"model.gpt.attention_pattern": "[dense, banded]", "model.gpt.band_width": 4}
+    gl.run([], {**TINY, **BYTES, **banded, "data.corpus": "text.txt"})
+    assert [command.split()[1] for command in proposed(capsys.readouterr().out)] == ["generate"]
+
+
+def test_tokens_without_a_tokenizer_train_without_a_warning_and_propose_what_works(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokens").mkdir()
+    ids = np.random.default_rng(0).integers(0, 50, 4000).astype("<u2")
+    ids[:3000].tofile(tmp_path / "tokens" / "train.bin")
+    ids[3000:].tofile(tmp_path / "tokens" / "val.bin")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        gl.run([], {**TINY, **BYTES, "data.corpus": "tokens", "data.prepare.tokenizer": "null"})
+    assert not [str(w.message) for w in seen if "compute" in str(w.message)]
+    (command,) = proposed(capsys.readouterr().out)
+    assert command.split()[1] == "validate"
+    assert main(shlex.split(command)[1:]) == 0
