@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def run(
     configs: Sequence[str | Path] = (), options: Mapping[str, Any] | None = None, verb: str = "fit"
 ) -> dict[str, Any]:
-    """Do what `gpt-lightning VERB` does: YAML layers, later ones win, and options by dotted name over all.
+    """Do what `gpt-lightning VERB` does: YAML overlays, later ones win, and options by dotted name over all.
 
     verb: fit trains, and gives the run's last metrics, its size and its `run_dir`; "tune suggest", "tune lr", "tune
         batch" and "tune verify" tune, and give the numbers of their result and its folder as `dir`.

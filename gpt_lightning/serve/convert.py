@@ -99,7 +99,7 @@ def import_run(source: Path, path: Path) -> None:
 
 
 def _config_yaml(config: "GPTConfig", source: Path, run_dir: Path) -> str:
-    """A layer for `fit` that starts from these weights, with this tokenizer."""
+    """An overlay for `fit` that starts from these weights, with this tokenizer."""
     import yaml
 
     from gpt_lightning.checkpoint import gpt_config_to_dict
@@ -107,9 +107,9 @@ def _config_yaml(config: "GPTConfig", source: Path, run_dir: Path) -> str:
     gpt = {key: value for key, value in gpt_config_to_dict(config).items() if value is not None}
     context_length = gpt.pop("context_length")  # this and vocab_size come from the data
     del gpt["vocab_size"]
-    layer = {
+    overlay = {
         "model": {"gpt": gpt, "init_from": str(run_dir / "checkpoints" / "best.ckpt")},
         "data": {"context_length": context_length, "prepare": {"tokenizer": str(run_dir / "tokenizer.json")}},
     }
     header = CONFIG_HEADER.format(source=source, run_dir=run_dir)
-    return header + yaml.safe_dump(layer, sort_keys=False, default_flow_style=None)
+    return header + yaml.safe_dump(overlay, sort_keys=False, default_flow_style=None)

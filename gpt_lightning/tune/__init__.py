@@ -1,1 +1,1 @@
-"""Many runs, or none: each verb takes the stack that `fit` takes and gives back a YAML layer."""
+"""Many runs, or none: each verb takes the stack that `fit` takes and gives back an overlay."""

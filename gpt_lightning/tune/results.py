@@ -78,8 +78,8 @@ class TuneFolder:
         with files.replacing(self.path / "figure.png") as file:
             figure.savefig(cast(IO[bytes], file), format="png", dpi=120)
         comment = "".join(f"# {line}\n" for line in header.splitlines())
-        layer = yaml.safe_dump(dict(tuned), sort_keys=False, default_flow_style=False) if tuned else "{}\n"
-        files.write_text(self.path / "tuned.yaml", comment + layer)
+        overlay = yaml.safe_dump(dict(tuned), sort_keys=False, default_flow_style=False) if tuned else "{}\n"
+        files.write_text(self.path / "tuned.yaml", comment + overlay)
 
     def close(self) -> None:
         """Let others have the folder."""

@@ -34,8 +34,8 @@ def tiny(**settings) -> GPTConfig:
 
 
 def config_of_row(name: str) -> GPTConfig:
-    layer = yaml.safe_load((CONFIGS / f"gpt3-{name}.yaml").read_text())
-    settings = {**layer["model"]["gpt"], "context_length": layer["data"]["context_length"]}
+    overlay = yaml.safe_load((CONFIGS / f"gpt3-{name}.yaml").read_text())
+    settings = {**overlay["model"]["gpt"], "context_length": overlay["data"]["context_length"]}
     settings["attention_pattern"] = tuple(settings["attention_pattern"])
     return GPTConfig(vocab_size=50257, **settings)
 

@@ -148,11 +148,11 @@ def test_compiled_blocks_train_to_the_same_loss_under_the_same_names(folder):
 def test_counts_can_be_written_as_people_say_them(folder):
     stack, _ = read_stack(arguments({"data.corpus": "text.txt", "max_tokens": "1.5e3", "run_dir": "1e4"}), "fit")
     assert (stack["max_tokens"], stack["run_dir"]) == (1500, "1e4")
-    (folder / "layer.yaml").write_text("max_tokens: 2e3\nval_interval_tokens: 1_000\n")
+    (folder / "overlay.yaml").write_text("max_tokens: 2e3\nval_interval_tokens: 1_000\n")
     flags = [
         flag for flag in arguments({"data.corpus": "text.txt"}) if "_tokens=1024" not in flag and "val_int" not in flag
     ]
-    stack, _ = read_stack([*flags, "--config=layer.yaml"], "fit")
+    stack, _ = read_stack([*flags, "--config=overlay.yaml"], "fit")
     assert (stack["max_tokens"], stack["val_interval_tokens"]) == (2000, 1000)
 
 

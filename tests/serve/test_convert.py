@@ -47,8 +47,8 @@ def test_a_run_that_is_exported_and_imported_is_the_same_model(run_dir, imported
 @pytest.mark.slow
 def test_training_goes_on_from_an_imported_model(imported, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    layer = yaml.safe_load((imported / "config.yaml").read_text())
-    assert layer["model"]["init_from"] == str(imported / "checkpoints" / "best.ckpt")
+    overlay = yaml.safe_load((imported / "config.yaml").read_text())
+    assert overlay["model"]["init_from"] == str(imported / "checkpoints" / "best.ckpt")
     options = {
         "max_tokens": 64,
         "val_interval_tokens": 64,

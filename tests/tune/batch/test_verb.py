@@ -83,7 +83,7 @@ def tune(*options: str) -> int:
 
 
 @pytest.mark.slow
-def test_the_verb_writes_its_folder_resumes_and_its_layer_is_accepted_by_fit(folder, capsys, monkeypatch):
+def test_the_verb_writes_its_folder_resumes_and_its_overlay_is_accepted_by_fit(folder, capsys, monkeypatch):
     monkeypatch.setattr("gpt_lightning.tune.batch.micro_batch.LARGEST", 4)
     assert tune("--tune.branches=true") == 0
     printed = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The verb `tune lr` on a tiny stack: its files, its resumption, its layer, and Lightning's own tuner on our module."""
+"""The verb `tune lr` on a tiny stack: its files, its resumption, its overlay, and Lightning's own tuner on our module."""
 
 import json
 import math
@@ -30,15 +30,15 @@ def tune(*options: str) -> int:
 
 
 @pytest.mark.slow
-def test_the_verb_writes_its_folder_resumes_from_it_and_its_layer_is_accepted_by_fit(folder, capsys):
+def test_the_verb_writes_its_folder_resumes_from_it_and_its_overlay_is_accepted_by_fit(folder, capsys):
     assert tune() == 0
     printed = capsys.readouterr()
     assert "arning" not in printed.err, printed.err
     last = printed.out.strip().splitlines()[-1]
     assert last.startswith("recommendation: lr ") and "runs/lr/tuned.yaml" in last
     result = json.loads((folder / "runs" / "lr" / "result.json").read_text())
-    layer = yaml.safe_load((folder / "runs" / "lr" / "tuned.yaml").read_text())
-    assert layer == {"model": {"optim": {"lr": result["lr"]}}}
+    overlay = yaml.safe_load((folder / "runs" / "lr" / "tuned.yaml").read_text())
+    assert overlay == {"model": {"optim": {"lr": result["lr"]}}}
     assert result["horizon_factor"] == pytest.approx(20**-0.32)
     assert result["lr"] == pytest.approx(result["lr_of_trials"] * 20**-0.32, rel=0.05)
     low, high = result["lr_of_trials_90"]

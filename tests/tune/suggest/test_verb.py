@@ -1,4 +1,4 @@
-"""`tune suggest` answers without Lightning, warns at its limits, and gives a layer that `fit` takes."""
+"""`tune suggest` answers without Lightning, warns at its limits, and gives an overlay that `fit` takes."""
 
 import json
 import subprocess
@@ -42,9 +42,9 @@ def flags(options: dict) -> list[str]:
 def ask(*configs: str, **options):
     """The verb on TINY or on configs; options with __ for dots; the folder is made anew."""
     named = {name.replace("__", "."): value for name, value in options.items()}
-    layers = [f"--config={CONFIGS / name}" for name in configs]
+    overlays = [f"--config={CONFIGS / name}" for name in configs]
     stack = {} if configs else TINY if named.keys().isdisjoint({"tune.hours", "tune.flops"}) else WITHOUT_HORIZON
-    return suggest([*layers, *flags({**stack, **SMALL, "tune.if_exists": "overwrite", **named})])
+    return suggest([*overlays, *flags({**stack, **SMALL, "tune.if_exists": "overwrite", **named})])
 
 
 def warned(result, words: str) -> bool:
@@ -78,14 +78,14 @@ assert not heavy & {{name.split(".")[0] for name in sys.modules}}
     assert "arning" not in done.stderr
 
 
-def test_fit_takes_the_layer(folder):
+def test_fit_takes_the_overlay(folder):
     tuned = ask(max_tokens=4096).tuned
-    layer = folder / "runs" / "suggest" / "tuned.yaml"
-    assert yaml.safe_load(layer.read_text()) == tuned
+    overlay = folder / "runs" / "suggest" / "tuned.yaml"
+    assert yaml.safe_load(overlay.read_text()) == tuned
     options = {**TINY, **SMALL}
     for key in ("model.optim.lr", "data.batch_tokens"):
-        options.pop(key)  # else they would win over the layer
-    gl.run([layer], {**options, "max_tokens": 4096, "run_dir": "run"})
+        options.pop(key)  # else they would win over the overlay
+    gl.run([overlay], {**options, "max_tokens": 4096, "run_dir": "run"})
     used = yaml.safe_load((folder / "run" / "config.yaml").read_text())
     assert used["model"]["optim"]["lr"] == tuned["model"]["optim"]["lr"]
     assert used["model"]["optim"]["weight_decay"] == tuned["model"]["optim"]["weight_decay"]
@@ -272,7 +272,7 @@ def test_the_same_question_resumes_and_another_is_refused(folder, capsys):
     assert cli.main([*command, "--max_tokens=2048", "--tune.if_exists=overwrite"]) == 0
 
 
-def test_later_layers_win_and_flags_over_all(folder):
+def test_later_overlays_win_and_flags_over_all(folder):
     (folder / "a.yaml").write_text("max_tokens: 1e5\nmodel: {gpt: {n_layers: 3}, optim: {lr: 1e-3}}\n")
     (folder / "b.yaml").write_text("model: {gpt: {n_layers: 4}}\ntrainer: {devices: 2, anything: 1}\n")
     small = flags({**SMALL, "model.gpt.d_model": 16, "model.gpt.n_heads": 2, "data.context_length": 16})

@@ -238,7 +238,7 @@ def command(tmp_path, *options: str) -> list[str]:
     return ["tune", "verify", *arguments({"tune.dir": tmp_path / "verify"}), *options]
 
 
-def test_the_verb_fails_a_standard_stack_and_writes_a_layer_that_fit_takes(tmp_path, monkeypatch, capfd):
+def test_the_verb_fails_a_standard_stack_and_writes_an_overlay_that_fit_takes(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(gpt_lightning.tune.verify.verb, "SEEDS", 1)
     assert main(command(tmp_path)) == 1
     out, err = capfd.readouterr()
