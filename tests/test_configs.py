@@ -1,6 +1,7 @@
 """Every config runs: laid under configs/debug.yaml, on a small text, for its two steps."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,25 +10,13 @@ import pytest
 import yaml
 
 import gpt_lightning as gl
-from gpt_lightning.model.flops import count_parameters
-from gpt_lightning.model.gpt import GPTConfig
+from gpt_lightning.data.batches import micro_step_tokens
+from gpt_lightning.model.gpt3 import GPT3_ROWS
 from tests.fixtures import environment, write_text
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ALL = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
 SMALL = {"data.corpus": "text.txt", "data.prepare.tokenizer": "bytes", "trainer.accelerator": "cpu"}
-
-# Brown et al. 2020 (arXiv 2005.14165), Table 2.1: batch in tokens, learning rate; Table D.1: parameters in millions.
-GPT3 = {
-    "125m": (0.5e6, 6.0e-4, 125),
-    "350m": (0.5e6, 3.0e-4, 356),
-    "760m": (0.5e6, 2.5e-4, 760),
-    "1.3b": (1e6, 2.0e-4, 1320),
-    "2.7b": (1e6, 1.6e-4, 2650),
-    "6.7b": (2e6, 1.2e-4, 6660),
-    "13b": (2e6, 1.0e-4, 12850),
-    "175b": (3.2e6, 0.6e-4, 174600),
-}
 
 
 @pytest.fixture
@@ -81,17 +70,17 @@ def test_tensorboard_has_curves_over_tokens_and_samples(folder):
     assert "sample/text_summary" in events.Tags()["tensors"]
 
 
-@pytest.mark.parametrize("row", GPT3)
-def test_gpt3_rows_have_the_papers_numbers(row):
-    batch_tokens, lr, millions = GPT3[row]
-    config = yaml.safe_load((CONFIGS / "model" / f"gpt3-{row}.yaml").read_text())
-    gpt = {**config["model"]["gpt"], "attention_pattern": tuple(config["model"]["gpt"]["attention_pattern"])}
-    counted = count_parameters(GPTConfig(**gpt, context_length=config["data"]["context_length"])).total / 1e6
-    assert counted == pytest.approx(millions, rel=0.005)
-    assert config["model"]["optim"]["lr"] == lr
-    assert config["data"]["batch_tokens"] == pytest.approx(batch_tokens, rel=0.05)
-    unit = config["data"]["micro_batch_size"] * config["data"]["context_length"] * 8
-    assert config["data"]["batch_tokens"] % unit == 0, "does not divide over 8 devices"
+@pytest.mark.parametrize("row", GPT3_ROWS, ids=lambda row: row.name)
+def test_gpt3_configs_have_the_papers_numbers(row):
+    text = (CONFIGS / "model" / f"gpt3-{row.name}.yaml").read_text()
+    config = yaml.safe_load(text)
+    data = config["data"]
+    assert config["model"]["optim"]["lr"] == row.lr
+    assert data["batch_tokens"] == pytest.approx(row.batch_tokens, rel=0.05)
+    (printed,) = re.findall(r"([\d.]+) PF-days", text)
+    assert float(printed) == row.petaflop_days
+    unit = micro_step_tokens(data["micro_batch_size"], data["context_length"], 8)
+    assert data["batch_tokens"] % unit == 0, "does not divide over 8 devices"
 
 
 @pytest.mark.parametrize("name", ALL, ids=str)

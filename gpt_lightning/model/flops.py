@@ -34,6 +34,7 @@ PEAK_FLOPS = {
     "RTX 4090": 1.65e14,
     "RTX 3090": 7.1e13,
 }
+LESSER = {"MIG", "Laptop", "D"}  # words of a name that promise less than the row: a slice, or a slower chip
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,13 @@ def peak_flops(device: "torch.device") -> float | None:
 
 
 def peak_flops_of(name: str) -> float | None:
-    """The same by the name that the driver gives, such as "NVIDIA H100 80GB HBM3": whole words count, not parts."""
+    """The same by the name that the driver gives, such as "NVIDIA H100 80GB HBM3": whole words count, not parts.
+
+    None where the name says that it is less than the whole of a known one, for then the peak is not known.
+    """
     words = set(re.split(r"[^A-Za-z0-9]+", name))
+    if words & LESSER:
+        return None
     return next((peak for key, peak in PEAK_FLOPS.items() if words.issuperset(key.split())), None)
 
 

@@ -10,22 +10,10 @@ import yaml
 from torch.nn import functional as F
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.model.gpt3 import GPT3_ROWS, GPT3_TOKENS
 from gpt_lightning.model.parametrization import Role
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
-
-# Brown et al. 2020 (arXiv 2005.14165): sizes from Table 2.1, parameters in millions as printed in Table D.1, and half
-# of the last digit printed there. The paper's n_heads 24 (XL) and d_model 5140 (13B) contradict its own d_head.
-GPT3 = {  # n_layers, d_model, n_heads, d_head, millions, tolerance
-    "125m": (12, 768, 12, 64, 125, 0.5),
-    "350m": (24, 1024, 16, 64, 356, 0.5),
-    "760m": (24, 1536, 16, 96, 760, 0.5),
-    "1.3b": (24, 2048, 16, 128, 1320, 5),
-    "2.7b": (32, 2560, 32, 80, 2650, 5),
-    "6.7b": (32, 4096, 32, 128, 6660, 5),
-    "13b": (40, 5120, 40, 128, 12850, 5),
-    "175b": (96, 12288, 96, 128, 174600, 50),
-}
 
 
 def tiny(**settings) -> GPTConfig:
@@ -40,19 +28,29 @@ def config_of_row(name: str) -> GPTConfig:
     return GPTConfig(vocab_size=50257, **settings)
 
 
-@pytest.mark.parametrize("name", GPT3)
-def test_each_row_of_the_gpt3_table_has_the_papers_size(name):
-    n_layers, d_model, n_heads, d_head, millions, tolerance = GPT3[name]
-    config = config_of_row(name)
-    assert (config.n_layers, config.d_model, config.n_heads) == (n_layers, d_model, n_heads)
-    assert config.d_model // config.n_heads == d_head and config.context_length == 2048
+@pytest.mark.parametrize("row", GPT3_ROWS, ids=lambda row: row.name)
+def test_each_row_of_the_gpt3_table_has_the_papers_size(row):
+    """Parameters to half of the last of the three digits, or for the largest four, that Table D.1 prints."""
+    config = config_of_row(row.name)
+    assert (config.n_layers, config.d_model, config.n_heads) == (row.n_layers, row.d_model, row.n_heads)
+    assert row.n_heads * row.d_head == row.d_model and config.context_length == 2048
     with torch.device("meta"):
         gpt = GPT(config)
-    assert abs(sum(p.numel() for p in gpt.parameters()) / 1e6 - millions) <= tolerance
+    n_params = sum(p.numel() for p in gpt.parameters())
+    last_digit = 1 if row.n_params_millions < 1000 else 10 if row.n_params_millions < 1e5 else 100
+    assert abs(n_params / 1e6 - row.n_params_millions) <= last_digit / 2
+    embedding = (50257 + 2048) * row.d_model
+    assert row.n_params_non_embedding == n_params - embedding
+
+
+@pytest.mark.parametrize("row", GPT3_ROWS, ids=lambda row: row.name)
+def test_the_papers_compute_is_six_flops_per_parameter_and_token(row):
+    """Table D.1 has 6 x parameters x 300 billion tokens in petaflop days of 8.64e19 FLOP."""
+    assert row.petaflop_days == pytest.approx(6 * row.n_params_millions * 1e6 * GPT3_TOKENS / 8.64e19, rel=0.005)
 
 
 def test_there_is_one_config_per_row():
-    assert {path.stem.removeprefix("gpt3-") for path in CONFIGS.glob("gpt3-*.yaml")} == set(GPT3)
+    assert {path.stem.removeprefix("gpt3-") for path in CONFIGS.glob("gpt3-*.yaml")} == {row.name for row in GPT3_ROWS}
 
 
 def test_initial_weights_are_gpt2s():

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gpt_lightning.model.gpt3 import GPT3_ROWS, GPT3_TOKENS, GPT3_WEIGHT_DECAY, GPT3Row
 from gpt_lightning.optim.config import timescale_weight_decay
 
 ROUNDING = 1.05  # published edges have two digits
@@ -76,36 +77,6 @@ class Law:
     batch_tokens: Callable[[Case], float | None] | None = None
     weight_decay: Callable[[Case, float, float], float | None] | None = None
     size: Callable[[float], tuple[float, float]] | None = None
-
-
-@dataclass(frozen=True)
-class GPT3Row:
-    """A row of GPT-3's Table 2.1 (Brown et al. 2020, arXiv 2005.14165)."""
-
-    name: str
-    n_layers: int
-    d_model: int
-    batch_tokens: float
-    lr: float
-
-    @property
-    def n_params_non_embedding(self) -> int:
-        return self.n_layers * (12 * self.d_model**2 + 13 * self.d_model) + 2 * self.d_model
-
-
-# Batch in tokens as the paper rounds it; d_model of 13b is 5120 (the paper prints 5140, no multiple of its heads).
-GPT3_ROWS = (
-    GPT3Row("125m", 12, 768, 0.5e6, 6.0e-4),
-    GPT3Row("350m", 24, 1024, 0.5e6, 3.0e-4),
-    GPT3Row("760m", 24, 1536, 0.5e6, 2.5e-4),
-    GPT3Row("1.3b", 24, 2048, 1e6, 2.0e-4),
-    GPT3Row("2.7b", 32, 2560, 1e6, 1.6e-4),
-    GPT3Row("6.7b", 32, 4096, 2e6, 1.2e-4),
-    GPT3Row("13b", 40, 5120, 2e6, 1.0e-4),
-    GPT3Row("175b", 96, 12288, 3.2e6, 0.6e-4),
-)
-GPT3_WEIGHT_DECAY = 0.1  # appendix B, all sizes
-GPT3_TOKENS = 3e11  # Table 2.1: every row was trained on as many
 
 
 def gpt3_row(n_params_non_embedding: float) -> GPT3Row | None:

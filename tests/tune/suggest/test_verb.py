@@ -14,6 +14,7 @@ from gpt_lightning import cli
 from gpt_lightning.data.duplication import duplication
 from gpt_lightning.data.mixture import MAX_TOKENS
 from gpt_lightning.data.shards import Shard, Split
+from gpt_lightning.model.gpt3 import GPT3_ROWS
 from gpt_lightning.tune.suggest import throughput
 from gpt_lightning.tune.suggest.verb import VERB
 from tests.fixtures import TINY, environment, write_text
@@ -154,7 +155,7 @@ def test_laws_for_another_method_are_said_to_be_that():
     assert not warned(ask(), "not for")
 
 
-@pytest.mark.parametrize("row", ["125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "175b"])
+@pytest.mark.parametrize("row", [row.name for row in GPT3_ROWS])
 def test_gpt3_configs_find_their_own_row(row):
     """The config's lr and batch are the paper's (tests/test_configs.py)."""
     result = ask(f"model/gpt3-{row}.yaml", "optim/gpt3.yaml")
