@@ -1,10 +1,15 @@
 """The floors of the house: a file imports only from lower floors or from its own room."""
 
 import ast
+import inspect
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from gpt_lightning.data.shards import IGNORED_TARGET
+from gpt_lightning.model.loss import IGNORED
 
 PACKAGE = Path(__file__).parents[1] / "gpt_lightning"
 FLOORS = [  # lowest first; rooms on one floor do not know each other
@@ -50,6 +55,22 @@ def test_files_are_one_page_with_a_docstring(path):
     text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= 250
     assert ast.get_docstring(ast.parse(text))
+
+
+def test_the_mark_of_an_ignored_target_is_torchs_and_written_once():
+    """data/, which does without torch, has the number; model/ takes it from torch."""
+
+    def writes_it(node: ast.AST) -> bool:
+        is_negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+        return is_negative and isinstance(node.operand, ast.Constant) and node.operand.value == 100
+
+    found = [path.name for path in FILES for node in ast.walk(ast.parse(path.read_text("utf-8"))) if writes_it(node)]
+    assert found == ["shards.py"]
+    assert (
+        IGNORED
+        == IGNORED_TARGET
+        == inspect.signature(torch.nn.functional.cross_entropy).parameters["ignore_index"].default
+    )
 
 
 def test_the_model_needs_torch_alone():

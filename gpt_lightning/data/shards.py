@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-IGNORED_TARGET = -100
+IGNORED_TARGET = -100  # torch's mark of a target that does not count, written here where torch is not imported
 
 
 def map_file(path: Path, dtype: np.dtype | str, offset: int = 0, count: int | None = None) -> np.ndarray:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-IGNORED = -100  # torch's own default for targets that do not count
+IGNORED = torch.nn.CrossEntropyLoss().ignore_index  # torch's mark of a target that does not count
 VOCAB_ROWS = 8_192  # of the weight's gradient at once: for GPT-3's vocabulary a whole product would take 77 MB
 
 
