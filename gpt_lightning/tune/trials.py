@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, Progres
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gpt_lightning.callbacks.metrics import MAX_SKIPPED_STEPS
+from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.data.mixture import as_mixture, open_mixture
 from gpt_lightning.run.build import Run, build
 from gpt_lightning.run.stack import Stack
@@ -99,8 +100,8 @@ def train(
     """
     curve = LossCurve()
     short = trial_stack(stack, options, seed)
-    sequences = short["data.micro_batch_size"] * short["data.context_length"]
-    short = short.with_({"trainer.limit_val_batches": -(-val_tokens // sequences)})
+    unit = micro_step_tokens(short["data.micro_batch_size"], short["data.context_length"])
+    short = short.with_({"trainer.limit_val_batches": -(-val_tokens // unit)})
     gc.collect()  # Lightning's objects refer to each other in circles: without this, old models pile up
     with quiet():
         run = build(short, [*callbacks, curve])

@@ -36,7 +36,7 @@ class MicroBatch:
 
     def tokens_per_second(self, context_length: int) -> float:
         """Of micro-steps alone."""
-        return self.micro_batch_size * context_length / self.micro_step_seconds
+        return micro_step_tokens(self.micro_batch_size, context_length) / self.micro_step_seconds
 
 
 class StepTimes(Callback):

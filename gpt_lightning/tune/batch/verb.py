@@ -6,8 +6,7 @@
 
 The recommended batch is the one with the least time to the same loss on this machine: (1 + B / B_crit) x seconds per
 token. It stays within a factor 4 of the present one; start again from there for more. Where the learning rate suits the
-present batch, another one wants lr x sqrt(ratio) and beta2 ^ ratio (arXiv 2507.07101), which keep Adam's memory in
-tokens, and weight decay x sqrt(ratio).
+present batch, another one wants another one, and other betas and weight decay (optim/rescale.py).
 """
 
 from dataclasses import asdict, dataclass

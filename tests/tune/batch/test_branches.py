@@ -12,20 +12,20 @@ import gpt_lightning as gl
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.optimizer import RoleOptimizer
 from gpt_lightning.optim.rescale import rescaled, rounded
+from gpt_lightning.run.stack import read_stack
+from gpt_lightning.tune.batch import branches
 from gpt_lightning.tune.batch.branches import FACTORS, compare_branches, train_branch, train_trunk, trunk_tokens
-from gpt_lightning.tune.batch.verb import BatchConfig
-from gpt_lightning.tune.trials import TuneCLI
 from tests.fixtures import TINY, arguments, write_text
 
 BATCH_TOKENS, MICRO_STEP_TOKENS = 64, 32
 FALL = 0.1  # nats per 8 batches: what a run of some hundred steps does early on
 
 
-def planted(factor: int, price: float = 0.0) -> list[float]:
+def planted(factor: int, monkeypatch: pytest.MonkeyPatch, price: float = 0.0) -> list[float]:
     """A branch in a world where a sample's loss depends on the tokens trained on, and on the batch by `price` alone."""
     noise = np.random.default_rng(0).normal(0, 0.3, size=10_000)  # of the samples, the same for every branch
 
-    def train(options: dict, callbacks: list, checkpoint: str) -> SimpleNamespace:
+    def train(stack: dict, options: dict, callbacks: list, checkpoint: Path) -> SimpleNamespace:
         accumulation = options["data.batch_tokens"] // MICRO_STEP_TOKENS
         group = {"lr": 1.0, "betas": (0.9, 0.95), "weight_decay": 0.1}
         optimizer = SimpleNamespace(param_groups=[group])
@@ -47,22 +47,23 @@ def planted(factor: int, price: float = 0.0) -> list[float]:
             losses, step = ([*losses, step], 0.0) if ends else (losses, step)
         return SimpleNamespace(losses=losses, val_loss=math.nan)
 
-    stack = SimpleNamespace(config=SimpleNamespace(data=SimpleNamespace(batch_tokens=BATCH_TOKENS)), train=train)
-    return train_branch(stack, factor, trunk_tokens(18 * 8 * BATCH_TOKENS, BATCH_TOKENS), "trunk.ckpt")
+    monkeypatch.setattr(branches, "train", train)
+    tokens = trunk_tokens(18 * 8 * BATCH_TOKENS, BATCH_TOKENS)
+    return train_branch({"data.batch_tokens": BATCH_TOKENS}, factor, tokens, Path("trunk.ckpt"))  # type: ignore[arg-type]
 
 
-def test_where_the_batch_makes_no_difference_none_is_found():
+def test_where_the_batch_makes_no_difference_none_is_found(monkeypatch):
     """Losses averaged over the steps of 8 batches favour the small batch by 7/16 of what they fall: 0.044 nats here."""
-    branches = compare_branches({factor: planted(factor) for factor in FACTORS})
-    assert [len(branch.losses) for branch in branches] == [18] * 4
-    assert [branch.difference for branch in branches] == pytest.approx([0.0] * 4, abs=1e-6)
-    assert all(branch.recovers for branch in branches)
+    found = compare_branches({factor: planted(factor, monkeypatch) for factor in FACTORS})
+    assert [len(branch.losses) for branch in found] == [18] * 4
+    assert [branch.difference for branch in found] == pytest.approx([0.0] * 4, abs=1e-6)
+    assert all(branch.recovers for branch in found)
 
 
-def test_where_every_doubling_costs_a_hundredth_of_a_nat_that_is_found():
-    branches = compare_branches({factor: planted(factor, price=0.012) for factor in FACTORS})
-    assert [branch.difference for branch in branches] == pytest.approx([0.0, 0.012, 0.024, 0.036], abs=1e-6)
-    assert [branch.recovers for branch in branches] == [True, False, False, False]
+def test_where_every_doubling_costs_a_hundredth_of_a_nat_that_is_found(monkeypatch):
+    found = compare_branches({factor: planted(factor, monkeypatch, price=0.012) for factor in FACTORS})
+    assert [branch.difference for branch in found] == pytest.approx([0.0, 0.012, 0.024, 0.036], abs=1e-6)
+    assert [branch.recovers for branch in found] == [True, False, False, False]
 
 
 def test_a_branch_trains_with_what_would_be_recommended_for_its_batch(tmp_path, monkeypatch):
@@ -82,9 +83,9 @@ def test_a_branch_trains_with_what_would_be_recommended_for_its_batch(tmp_path, 
     monkeypatch.setattr(RoleOptimizer, "step", recording)
     options = {"data.corpus": "text.txt", "model.optim.name": "muon", "model.optim.weight_decay": 0.2}
     options |= {"model.schedule.name": "constant", "data.batch_tokens": 64, "max_tokens": 512}
-    cli = TuneCLI(arguments(options), "tune batch", BatchConfig)
-    train_trunk(cli, 512, Path("trunk.ckpt"))
-    train_branch(cli, 4, 512, Path("trunk.ckpt"))
+    stack = read_stack(arguments(options), "tune batch")[0]
+    train_trunk(stack, 512, Path("trunk.ckpt"))
+    train_branch(stack, 4, 512, Path("trunk.ckpt"))
     in_branch = steps[-1]
     assert len(steps) == 8 + 2
 
