@@ -9,6 +9,8 @@ at a stack may last; a Stack that was read so cannot be built.
 """
 
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -109,6 +111,8 @@ def read_stack(
     about: the first line of --help, which prints and exits. light: without Lightning.
     Raises ValueError, with one line that says what to change.
     """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a block or loss of the user's own is found in the current folder
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     mode = "stack_read_light" if light else "stack"
     jsonargparse.set_loader(mode, _load_light if light else load_counts, exceptions=(yaml.YAMLError,))

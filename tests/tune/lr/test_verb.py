@@ -1,4 +1,4 @@
-"""The verb `tune lr` on a tiny stack: its files, its resumption, its overlay, and Lightning's own tuner on our module."""
+"""The verb `tune lr` on a tiny stack: files, resumption, overlay, and Lightning's own tuner on our module."""
 
 import json
 import math
