@@ -13,16 +13,13 @@ from several runs (the memory gives about 33):
 From eight rows on the two are alike; in bf16 F.linear is the faster one.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-MAX_ROWS = 8
-MIN_D_MODEL = 512  # for narrower models what the detour costs, 30 microseconds per product, is more than it saves
+MAX_ROWS = 4
+MIN_WEIGHTS = 512 * 512  # for smaller ones what the detour costs, 20 microseconds per product, is more than it saves
 
 
 def linear_few_rows(
@@ -41,23 +38,26 @@ def linear_few_rows(
     return y if bias is None else y + bias
 
 
-class FewRows(TorchFunctionMode):
-    """Inside this context F.linear, and so nn.Linear, takes the fast way where it is one; for inference only."""
+class FewRowsLinear(nn.Module):
+    """nn.Linear with the same parameters, in the product that is the faster one for the rows at hand."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and not kwargs and is_faster(*args[:2]):
-            return linear_few_rows(*args)
-        return func(*args, **(kwargs or {}))
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        product = linear_few_rows if is_faster(x, self.weight) else F.linear
+        return product(x, self.weight, self.bias)
 
 
 def is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether this is a product that `linear_few_rows` was measured to be the faster for."""
+    n_rows = x.numel() // x.shape[-1]
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and 0 < x.numel() <= MAX_ROWS * x.shape[-1]
-        and type(weight) in (Tensor, nn.Parameter)  # not a piece of a sharded one
+        and (n_rows == 1 or 1 < n_rows <= MAX_ROWS and len(weight) >= weight.shape[1])
+        and weight.numel() >= MIN_WEIGHTS
         and weight.is_contiguous()
-        and len(weight) > 1
         and torch.backends.mkl.is_available()
     )

@@ -88,7 +88,7 @@ class GPT(nn.Module):
         self, tokens: Int[Tensor, "batch time"], cache: KVCache | None = None
     ) -> Float[Tensor, "batch time vocab"]:
         """Logits of the next token at every position."""
-        return F.linear(self.hidden_states(tokens, cache), self.readout_weight)
+        return self.logits(self.hidden_states(tokens, cache))
 
     def hidden_states(
         self, tokens: Int[Tensor, "batch time"], cache: KVCache | None = None
@@ -111,6 +111,10 @@ class GPT(nn.Module):
             x = block(x, masks[band_width], cache.layers[i] if cache else None)
         x = self.ln_f(x)
         return x if self.readout_multiplier == 1 else x * self.readout_multiplier
+
+    def logits(self, hidden_states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+        """Scores of the next token, from `hidden_states`."""
+        return F.linear(hidden_states, self.wte.weight) if self.lm_head is None else self.lm_head(hidden_states)
 
     @property
     def readout_weight(self) -> Float[Tensor, "vocab d_model"]:

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from gpt_lightning.model.attention import KVCache
-from gpt_lightning.model.few_rows import MIN_D_MODEL, FewRows
 from gpt_lightning.model.gpt import GPT
 
 
@@ -105,9 +103,8 @@ def _next_logits(gpt: GPT, tokens: Int[Tensor, "batch time"], cache: KVCache) ->
     # A compiled block would be compiled anew for every length of the cache; asking imports the compiler, so only then.
     compiled = any(getattr(block, "_compiled_call_impl", None) is not None for block in gpt.blocks)
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    fast = FewRows() if gpt.config.d_model >= MIN_D_MODEL else nullcontext()
-    with eager, fast:
-        return F.linear(gpt.hidden_states(tokens, cache)[:, -1], gpt.readout_weight)
+    with eager:
+        return gpt.logits(gpt.hidden_states(tokens, cache)[:, -1])
 
 
 def _window(row: list[int], context_length: int, finished: bool) -> list[int]:

@@ -55,6 +55,6 @@ def short_causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, scal
     with torch.autocast("cpu", enabled=False):  # it would run the float32 products in bf16
         for start in range(0, T, BLOCK):
             end = min(start + BLOCK, T)
-            weights: Tensor = _CausalWeights.apply(q[:, start:end], k[:, :end], scale)  # type: ignore[no-untyped-call]
+            weights: Tensor = _CausalWeights.apply(q[:, start:end], k[:, :end], scale)
             blocks.append(F.dropout(weights, dropout) @ v[:, :end])
     return torch.cat(blocks, dim=1).view(B, H, T, K)
