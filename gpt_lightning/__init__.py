@@ -43,11 +43,12 @@ def run(
         return {**result.to_dict(), "dir": str(folder)}
 
 
-def load(path: str | Path, block: Any = None) -> "TextGenerator":
+def load(path: str | Path, block: Any = None, weights: str = "float32") -> "TextGenerator":
     """A trained model that writes text, from a run folder, a checkpoint or a Hugging Face folder.
 
     block: the run's own block, when it has one: the class, or its import path.
+    weights: float32, bfloat16 or int8, which is the fastest on a CPU.
     """
     from gpt_lightning.serve import text
 
-    return text.load(path, block)
+    return text.load(path, block, weights)

@@ -2,13 +2,19 @@
 
     python scripts/benchmark_generation.py --nanogpt PATH_OF_A_CHECKOUT
 
-All take turns in one process, several times over; the medians are compared, so that a busy moment of the machine
-hits none of them alone. A model with a cache is timed from its first new token on, which leaves the reading of the
-prompt out. Needs the extra `hf`; the default model is GPT 124M with random weights.
+All take turns in one process, several times over; a ratio is the median over the turns, so that a busy moment of the
+machine hits none of them alone. A model with a cache is timed from its first new token on, which leaves the reading of
+the prompt out. Needs the extra `hf`; the default model is GPT 124M with random weights.
+
+    python scripts/benchmark_generation.py --run runs/quickstart --text some_held_out_file.py
+
+scores the text instead, in bits per byte, by the run's weights as float32, bfloat16 and int8.
 """
 
 import argparse
+import copy
 import importlib.util
+import math
 import statistics
 import sys
 import tempfile
@@ -21,7 +27,9 @@ import torch
 from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.huggingface import export_gpt2
+from gpt_lightning.model.inference import KINDS, prepare
 from gpt_lightning.model.sampling import SamplingConfig, generate_tokens
+from gpt_lightning.serve.text import TextGenerator, load
 
 Decode = Callable[[int], list[int]]  # number of new tokens -> those tokens
 
@@ -106,21 +114,44 @@ def tokens_per_second(decode: Decode, n_tokens: int) -> float:
     return n_tokens / ((time.perf_counter() - first) - (first - started))
 
 
-def compare(decoders: dict[str, Decode], options: argparse.Namespace, n_params: int, dtype: torch.dtype) -> None:
+def compare(decoders: dict[str, Decode], options: argparse.Namespace) -> None:
+    """Print each one's median rate and, for each of Hugging Face's, the median of the ratios of the turns."""
     tokens = {name: decode(options.n_tokens) for name, decode in decoders.items()}  # also warms them up
-    if dtype == torch.float32:
-        same = all(found == tokens["ours"] for found in tokens.values())
-        print(f"same {options.n_tokens} greedy tokens: {'yes' if same else 'NO'}; {len(set(tokens['ours']))} different")
+    exact = [name for name in decoders if name.endswith("float32")]
+    same = all(tokens[name] == tokens[exact[0]] for name in exact)
+    print(f"same {options.n_tokens} greedy tokens in float32: {'yes' if same else 'NO'}")
     rates: dict[str, list[float]] = {name: [] for name in decoders}
     for _ in range(options.repeats):
         for name, decode in decoders.items():
             rates[name].append(tokens_per_second(decode, options.n_tokens))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    for name, median in medians.items():
-        bandwidth = median * n_params * dtype.itemsize / 1e9
-        spread = f"{min(rates[name]):.1f} to {max(rates[name]):.1f}"
-        ratio = f"ours is {medians['ours'] / median:.2f} x" if name != "ours" else f"{bandwidth:.1f} GB/s of weights"
-        print(f"{str(dtype):16s}{name:14s}{median:8.1f} tokens/s  ({spread})  {ratio}", flush=True)
+    for name, values in rates.items():
+        ratios = [
+            f"{statistics.median(a / b for a, b in zip(values, rates[other], strict=True)):.2f} x {other}"
+            for other in rates
+            if other.startswith("Hugging Face") and other != name
+        ]
+        spread = f"{min(values):.1f} to {max(values):.1f}"
+        print(f"{name:24s}{statistics.median(values):7.1f} tokens/s  ({spread})  {'; '.join(ratios)}", flush=True)
+
+
+@torch.inference_mode()
+def bits_per_byte(generator: TextGenerator, text: str) -> float:
+    """Of `text` in windows of the context, each token but the first of a window predicted once."""
+    gpt, bits, n_bytes = generator.gpt, 0.0, 0
+    for window in torch.tensor(generator.tokenizer.encode(text)).split(gpt.config.context_length):
+        logits = gpt(window[None, :-1])[0]
+        bits += torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum").item() / math.log(2)
+        n_bytes += len(generator.tokenizer.decode_bytes(window[1:].tolist()))
+    return bits / n_bytes
+
+
+def score(options: argparse.Namespace) -> None:
+    """Print the run's bits per byte with its weights in each form."""
+    text, first = options.text.read_text(encoding="utf-8"), None
+    for weights in KINDS:
+        found = bits_per_byte(load(options.run, weights=weights), text)
+        first = first or found
+        print(f"{weights:12s}{found:.4f} bits per byte  {found / first - 1:+.3%}", flush=True)
 
 
 def main() -> None:
@@ -132,22 +163,29 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each, of which the median counts")
     parser.add_argument("--threads", type=int, help="threads of torch; all cores when not given")
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, to measure its model too")
+    parser.add_argument("--run", type=Path, help="a run folder to score --text with, instead of timing")
+    parser.add_argument("--text", type=Path, help="a UTF-8 file")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.run:
+        return score(options)
     gpt = random_gpt(options)
     n_params = sum(p.numel() for p in gpt.parameters())
     prompt = torch.randint(0, gpt.config.vocab_size, (options.prompt_tokens,)).tolist()
     print(f"{n_params / 1e6:.0f}M parameters, batch 1, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    decoders: dict[str, Decode] = {}
     with tempfile.TemporaryDirectory() as folder:
         Tokenizer.bytes_only().save(Path(folder) / "tokenizer.json")
         export_gpt2(gpt, Path(folder) / "tokenizer.json", Path(folder) / "hf")
-        for dtype in (torch.float32, torch.bfloat16):
-            gpt = gpt.to(dtype)
-            decoders = {"ours": ours(gpt, prompt), "Hugging Face": hugging_face(Path(folder) / "hf", prompt, dtype)}
-            if options.nanogpt:
-                decoders["nanoGPT"] = nanogpt(options.nanogpt, gpt, prompt, dtype)
-            compare(decoders, options, n_params, dtype)
+        for weights in KINDS:
+            decoders[f"ours {weights}"] = ours(prepare(copy.deepcopy(gpt), weights), prompt)
+            if weights != "int8":
+                dtype = getattr(torch, weights)
+                decoders[f"Hugging Face {weights}"] = hugging_face(Path(folder) / "hf", prompt, dtype)
+                if options.nanogpt:
+                    decoders[f"nanoGPT {weights}"] = nanogpt(options.nanogpt, gpt, prompt, dtype)
+        compare(decoders, options)
 
 
 if __name__ == "__main__":

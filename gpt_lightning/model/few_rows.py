@@ -41,7 +41,7 @@ def linear_few_rows(
 class FewRowsLinear(nn.Module):
     """nn.Linear with the same parameters, in the product that is the faster one for the rows at hand."""
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None):
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
         super().__init__()
         self.weight, self.bias = weight, bias
 

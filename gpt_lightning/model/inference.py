@@ -11,7 +11,7 @@ The readout is one of them, a third of the weights; the embedding, of which a st
 Activations, attention and its cache are float32 in all three.
 """
 
-from typing import Literal, get_args
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from gpt_lightning.model.few_rows import FewRowsLinear
 from gpt_lightning.model.gpt import GPT
 from gpt_lightning.model.int8 import Int8Linear
-
-Weights = Literal["float32", "bfloat16", "int8"]
 
 
 class Bfloat16Linear(nn.Module):
@@ -37,16 +35,16 @@ class Bfloat16Linear(nn.Module):
         return y if self.bias is None else y.add_(self.bias)
 
 
-KINDS = {"float32": FewRowsLinear, "bfloat16": Bfloat16Linear, "int8": Int8Linear}
+KINDS: dict[str, Callable[..., nn.Module]] = {"float32": FewRowsLinear, "bfloat16": Bfloat16Linear, "int8": Int8Linear}
 
 
-def prepare(gpt: GPT, weights: Weights = "float32") -> GPT:
+def prepare(gpt: GPT, weights: str = "float32") -> GPT:
     """Give `gpt`, in place, linear layers that are read fast; without gradients unless they stay float32.
 
     On a GPU, torch's own layers are kept. Raises ValueError where this machine has no such products.
     """
-    if weights not in get_args(Weights):
-        raise ValueError(f"weights {weights!r}; expected one of {', '.join(get_args(Weights))}")
+    if weights not in KINDS:
+        raise ValueError(f"weights {weights!r}; expected one of {', '.join(KINDS)}")
     device = gpt.wte.weight.device.type
     if device != "cpu":
         if weights == "int8":
@@ -54,9 +52,10 @@ def prepare(gpt: GPT, weights: Weights = "float32") -> GPT:
         return gpt.to(getattr(torch, weights))
     if weights != "float32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise ValueError(f"{weights} weights need a CPU with AVX-512 and torch's oneDNN; take float32")
+    readout = KINDS[weights](gpt.readout_weight)
     for module in gpt.modules():
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child is not gpt.lm_head:
+            if isinstance(child, nn.Linear) and type(child).forward is nn.Linear.forward:
                 setattr(module, name, KINDS[weights](child.weight, child.bias))
-    gpt.lm_head = KINDS[weights](gpt.readout_weight)
+    gpt.lm_head = readout  # type: ignore[assignment]
     return gpt

@@ -1,4 +1,4 @@
-"""Linear layers with int8 weights, for generation on a CPU: a quarter of the bytes of float32, read three times as fast.
+"""Linear layers with int8 weights, for generation on a CPU: a quarter of the bytes of float32.
 
 Each output has its own scale, so that its largest weight is 127: a weight is off by at most half a step, 0.4% of the
 largest of its row, and the text's bits per byte move by less than 0.1%. The activations keep 14 bits, as two digits

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from gpt_lightning.model.few_rows import FewRows, is_faster, linear_few_rows
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.sampling import SamplingConfig, generate_tokens, sample
 
@@ -146,26 +144,6 @@ def test_sampling_settings_out_of_range_are_refused_by_name(setting):
 
 def test_no_prompts_and_no_tokens_give_nothing():
     assert written(small_gpt(), [], max_new_tokens=5) == written(small_gpt(), [[1]], max_new_tokens=0) == []
-
-
-@pytest.mark.parametrize("n_outputs", [2, 7, 64, 101])
-@pytest.mark.parametrize("shape", [(1, 1), (1,), (3, 1), (8,)], ids=str)
-def test_products_of_few_rows_are_those_of_f_linear(n_outputs, shape):
-    torch.manual_seed(0)
-    x, weight, bias = torch.randn(*shape, 48), torch.randn(n_outputs, 48), torch.randn(n_outputs)
-    exact = F.linear(x.double(), weight.double(), bias.double())
-    torch.testing.assert_close(linear_few_rows(x, weight, bias).double(), exact, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(linear_few_rows(x, weight), F.linear(x, weight), rtol=1e-5, atol=1e-5)
-    with FewRows():
-        assert torch.equal(F.linear(x, weight, bias), linear_few_rows(x, weight, bias))
-
-
-def test_products_of_many_rows_or_other_types_are_left_alone():
-    weight = torch.randn(6, 4)
-    assert not is_faster(torch.randn(9, 4), weight)
-    assert not is_faster(torch.randn(1, 4, dtype=torch.float64), weight.double())
-    assert not is_faster(torch.randn(1, 4), torch.randn(4, 6).t())
-    assert not is_faster(torch.randn(1, 4), weight[:1])
 
 
 def test_a_compiled_model_is_not_compiled_again_for_decoding():

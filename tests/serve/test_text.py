@@ -185,7 +185,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_prints_no_text(run_dir, c
 
 
 def test_the_help_names_the_defaults_that_hold():
-    text, defaults = " ".join(_parser().format_help().split()), SamplingConfig()
+    text, defaults = " ".join(_parser("").format_help().split()), SamplingConfig()
     for name in ("max_new_tokens", "temperature", "seed"):
         assert re.search(rf"--{name} \w .*?\(default: {getattr(defaults, name)}\)", text), name
     assert defaults.top_k is None and defaults.top_p is None
@@ -207,3 +207,41 @@ def test_help_imports_no_torch():
         program = f"try:\n    {code}\nfinally:\n    assert 'torch' not in sys.modules"
         process = subprocess.run([sys.executable, "-c", program, verb], capture_output=True, text=True)
         assert process.returncode == 0 and f"gpt-lightning {verb}" in process.stdout, process.stderr
+
+
+PLAIN_C = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}  # Python then reads arguments as ASCII
+
+
+def generate_in(environment: dict[str, str], *arguments: bytes) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "gpt_lightning", "generate", "--max_new_tokens", "7", "--greedy", *arguments]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("environment", [{"LC_ALL": "C"}, PLAIN_C], ids=["C", "C without UTF-8 mode"])
+def test_a_prompt_is_utf8_in_every_locale(run_dir, environment):
+    done = generate_in(environment, b"--run", os.fsencode(run_dir), b"--prompt", "é".encode(), b"--stop", "ïv".encode())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "éa\n".encode()  # two bytes were read, so the text goes on at its second, up to the stop
+
+
+def test_a_prompt_that_is_not_utf8_is_refused_in_one_line(run_dir):
+    done = generate_in(PLAIN_C, b"--run", os.fsencode(run_dir), b"--prompt", b"\xe9")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.count(b"\n") == 1 and b"is not UTF-8 text" in done.stderr
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_the_text_of_sure_weights_is_the_same_however_they_are_stored(run_dir, weights, capsys):
+    assert cli(["generate", "--run", str(run_dir), "--weights", weights, "--greedy"]) == 0
+    assert capsys.readouterr().out == TEXT + "\n"
+    assert load(run_dir, weights=weights).generate("", max_new_tokens=99, temperature=0) == TEXT
+
+
+def test_weights_that_do_not_exist_are_refused_in_one_line(run_dir, capsys):
+    assert cli(["generate", "--run", str(run_dir), "--weights", "int3"]) == 2
+    assert capsys.readouterr().err == "error: weights 'int3'; expected one of float32, bfloat16, int8\n"
