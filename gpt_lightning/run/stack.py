@@ -13,11 +13,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 import yaml
+from jsonargparse import Namespace
 
 from gpt_lightning.data.prepare.prepare import PrepareConfig
 from gpt_lightning.model.config import GPTConfig
@@ -25,6 +27,9 @@ from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.schedules import ScheduleConfig
 from gpt_lightning.run.schema import UNREAD, Devices, full_parser, light_parser
 from gpt_lightning.run.spelling import flags, in_words, load_counts, overlays_first
+
+if TYPE_CHECKING:
+    from gpt_lightning.model.own_block import MakeBlock
 
 LIGHT = {
     "model.gpt": GPTConfig,
@@ -75,6 +80,16 @@ class Stack:
     def settings(self, name: str) -> Any:
         """The frozen dataclass of a group such as "model.optim"; it checks itself."""
         return LIGHT[name](**plain(self[name]))
+
+    def own_block(self) -> "MakeBlock | None":
+        """The user's own block, imported, with its settings; None for the built-in one."""
+        named = self["model.block"]
+        if named is None:
+            return None
+        from gpt_lightning.model.own_block import import_block, own_block
+
+        spec = {"class_path": named} if isinstance(named, str) else Namespace(named).as_dict()
+        return own_block(partial(import_block(spec["class_path"]), **spec.get("init_args", {})))
 
     @property
     def n_devices(self) -> int:

@@ -79,6 +79,8 @@ class Verb:
         """Measure what the folder does not hold yet, write the files, print; (result, folder)."""
         with quiet():
             stack, settings = read_stack(arguments, self.name, about, self.settings, self.light)
+            if self.light and stack["model.block"] is not None:  # counted by building it, which takes torch anyway
+                stack, settings = read_stack(arguments, self.name, about, self.settings)
         with TuneFolder(settings.dir, self.identity(stack, settings), settings.if_exists) as folder:
             with progress() as bar:
                 result: Result = self.measure(Job(stack, settings, folder, bar))

@@ -29,6 +29,8 @@ class Run:
     n_devices: int
     n_tokens: float
     n_flops: float
+    block: Any = None
+    """The user's own, where it is not the built-in one."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def law_warnings(run: Run, unfitted: list[str]) -> list[str]:
 
 def advise(run: Run, epochs: float) -> dict[str, Any]:
     """Laws, centres, recommendation and warnings, as JSON values."""
-    counts = count_parameters(run.gpt)
+    counts = count_parameters(run.gpt, run.block)
     case = Case(counts.non_embedding, run.n_tokens)
     lrs, lr_fits = trusted(lambda law: law.lr(case) if law.lr else None, case)
     batches, batch_fits = trusted(lambda law: law.batch_tokens(case) if law.batch_tokens else None, case)

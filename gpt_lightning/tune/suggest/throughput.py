@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from gpt_lightning.model.flops import flops_per_token, has_native_bf16
-from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.model.gpt import GPT, Block, GPTConfig
+from gpt_lightning.model.own_block import MakeBlock
 
 SECONDS = 0.2
 STEP_FLOPS = 4e9  # per forward and backward, about: a tenth of a second on one core
@@ -20,12 +21,12 @@ LONGEST = 128  # tokens
 VOCABULARY = 4096  # ids at most
 
 
-def estimate_tokens_per_second(config: GPTConfig, precision: str) -> float:
+def estimate_tokens_per_second(config: GPTConfig, precision: str, block: MakeBlock | None = None) -> float:
     """Of one device of this machine, in the precision that `fit` would use (bf16 only where it is native)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     small = _small(config)
     with device, torch.random.fork_rng(devices=[]):
-        model = GPT(small)
+        model = GPT(small, block or Block)
         tokens = torch.randint(small.vocab_size, (_n_rows(small), small.context_length + 1))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled="bf16" in precision and has_native_bf16(device.type))
     n_tokens, started = 0, 0.0
@@ -39,8 +40,8 @@ def estimate_tokens_per_second(config: GPTConfig, precision: str) -> float:
             started = time.perf_counter()
         else:
             n_tokens += tokens[:, 1:].numel()
-    flops_per_second = flops_per_token(small) * n_tokens / (time.perf_counter() - started)
-    return flops_per_second / flops_per_token(config)
+    flops_per_second = flops_per_token(small, block) * n_tokens / (time.perf_counter() - started)
+    return flops_per_second / flops_per_token(config, block)
 
 
 def _small(config: GPTConfig) -> GPTConfig:

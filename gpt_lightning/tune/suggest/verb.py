@@ -53,8 +53,8 @@ def suggest(job: Job) -> SuggestResult:
     corpora = _corpora(stack)
     gpt = replace(stack.settings("model.gpt"), vocab_size=corpora[0].vocab_size)
     optim = stack.settings("model.optim")
-    spent = _budget(stack, options, gpt, folder)
-    run = Run(gpt, optim, stack["data.micro_batch_size"], stack.n_devices, spent["n_tokens"], spent["n_flops"])
+    spent, block = _budget(stack, options, gpt, folder), stack.own_block()
+    run = Run(gpt, optim, stack["data.micro_batch_size"], stack.n_devices, spent["n_tokens"], spent["n_flops"], block)
     advice = advise(run, _epochs(stack, corpora, run.n_tokens))
     corpus = folder.measured("corpus", lambda: corpus_facts(corpora))
     own = {"lr": optim.lr, "batch_tokens": stack["data.batch_tokens"]}
@@ -104,20 +104,22 @@ def _epochs(stack: Stack, corpora: Sequence[Corpus], n_tokens: float) -> float:
 
 def _budget(stack: Stack, options: SuggestOptions, gpt: GPTConfig, folder: TuneFolder) -> dict[str, Any]:
     """Tokens of the run, FLOPs and what they follow from."""
+    block = stack.own_block()
+    per_token = flops_per_token(gpt, block)
     rate, source, n_tokens = options.tokens_per_second, "max_tokens", float(stack["max_tokens"])
     if options.flops is not None:
-        source, n_tokens = "flops", options.flops / flops_per_token(gpt)
+        source, n_tokens = "flops", options.flops / per_token
     elif options.hours is not None:
         if rate is None:
             from gpt_lightning.tune.suggest.throughput import estimate_tokens_per_second
 
             precision = str(stack["trainer.precision"])
-            one = folder.measured("tokens_per_second", lambda: estimate_tokens_per_second(gpt, precision))
+            one = folder.measured("tokens_per_second", lambda: estimate_tokens_per_second(gpt, precision, block))
             rate = one * stack.n_devices
         source, n_tokens = "hours", options.hours * 3600 * rate
     if n_tokens < 1:
         raise ValueError(f"the budget of tune.{source} is less than one token of this model; raise it")
-    budget = {"source": source, "n_tokens": n_tokens, "n_flops": n_tokens * flops_per_token(gpt)}
+    budget = {"source": source, "n_tokens": n_tokens, "n_flops": n_tokens * per_token}
     estimated = options.hours is not None and rate != options.tokens_per_second
     return {**budget, "tokens_per_second": rate, "estimated": estimated}
 

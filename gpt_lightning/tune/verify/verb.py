@@ -9,14 +9,13 @@ corpus and takes a few seconds. Exit code 1 when a check fails.
 import hashlib
 import inspect
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
 from gpt_lightning.model.gpt import Block, GPTConfig
-from gpt_lightning.model.own_block import MakeBlock, import_block
+from gpt_lightning.model.own_block import MakeBlock
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.tune.results import IfExists, TuneFolder
@@ -53,7 +52,7 @@ def verify(gpt: GPTConfig, optim: OptimConfig, block: MakeBlock = Block, seeds: 
 def tune_verify(job: Job) -> VerifyResult:
     """Measure what the folder does not hold, and judge."""
     gpt, optim = job.stack.settings("model.gpt"), job.stack.settings("model.optim")
-    return judge(gpt, optim.name, _measure(gpt, optim, _block(job.stack), job.folder, job.progress))
+    return judge(gpt, optim.name, _measure(gpt, optim, job.stack.own_block() or Block, job.folder, job.progress))
 
 
 def identity(stack: Stack, settings: VerifyConfig) -> dict[str, Any]:
@@ -65,11 +64,6 @@ def identity(stack: Stack, settings: VerifyConfig) -> dict[str, Any]:
         if key not in UNUSED
     }
     return {**kept, "model.block": stack["model.block"].as_dict()}
-
-
-def _block(stack: Stack) -> MakeBlock:
-    spec = stack["model.block"].as_dict()
-    return partial(import_block(spec["class_path"]), **spec.get("init_args", {}))
 
 
 def _measure(

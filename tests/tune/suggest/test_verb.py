@@ -317,3 +317,13 @@ def test_every_config_is_read(folder):
     for path in sorted(CONFIGS.rglob("*.yaml")):
         name = str(path.relative_to(CONFIGS))
         assert ask(name, "debug.yaml", trainer__devices=1).recommended["lr"] > 0, name
+
+
+def test_a_block_of_ones_own_is_counted_from_the_model_with_its_settings(folder, monkeypatch):
+    (folder / "my_wide_block.py").write_text(
+        "from torch import nn\nfrom gpt_lightning.model.gpt import Block\n\n\n"
+        "class Wide(Block):\n    def __init__(self, config, extra: int = 1):\n        super().__init__(config)\n"
+        "        self.more = nn.Linear(config.d_model, extra * config.d_model, bias=False)\n"
+    )
+    found = ask(model__block="my_wide_block.Wide", model__block__extra=3).values["case"]
+    assert found["n_params_non_embedding"] == N_PARAMS + 2 * 3 * 16**2
