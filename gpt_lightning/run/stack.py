@@ -88,7 +88,7 @@ class Stack:
             return None
         from gpt_lightning.model.own_block import import_block, own_block
 
-        spec = {"class_path": named} if isinstance(named, str) else Namespace(named).as_dict()
+        spec: dict[str, Any] = {"class_path": named} if isinstance(named, str) else Namespace(named).as_dict()
         return own_block(partial(import_block(spec["class_path"]), **spec.get("init_args", {})))
 
     @property
