@@ -1,4 +1,9 @@
-"""Shapes and types of gpt_lightning.model are checked at every call while testing, and only then."""
+"""Shapes and types of gpt_lightning.model are checked at every call while testing, and only then.
+
+And `folder`, where a test of a whole run works.
+"""
+
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -14,3 +19,13 @@ jaxtyping.install_import_hook("gpt_lightning.model", CHECKER)
 def one_thread() -> None:
     """Tiny models are fastest on one thread, above all on a machine that is busy."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a small text.txt."""
+    from tests.fixtures import write_text  # not before the hook above: it imports the package
+
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path / "text.txt")
+    return tmp_path

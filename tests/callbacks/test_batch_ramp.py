@@ -13,8 +13,10 @@ from torch.nn import functional as F
 import gpt_lightning as gl
 from gpt_lightning import cli
 from gpt_lightning.callbacks.batch_ramp import BatchRamp, check_ramp, ramp_accumulation
-from tests.fixtures import TINY, arguments, assert_equal, build, fit_in_process, read, write_text
+from tests.fixtures import TINY, arguments, assert_equal, build, fit_in_process, read
 from tests.run.test_resume import assert_same_run
+
+pytestmark = pytest.mark.usefixtures("folder")
 
 # Micro-steps of 32 tokens, 8 of them in a full step; by hand, with a ramp of 1 + 7 tokens / 1024 micro-steps:
 STEPS = [1] * 6 + [2] * 5 + [4] * 4 + [8] * 2
@@ -60,13 +62,6 @@ class Recorder(Callback):
         self.settings.append([(group["betas"], group["weight_decay"]) for group in optimizer.param_groups])
         self.steps.append(len(self.batches))
         self.batches = []
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path / "text.txt")
-    return tmp_path
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

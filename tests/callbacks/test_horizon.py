@@ -1,20 +1,13 @@
 """A run ends by its tokens: with a whole step, one last validation, and no step more when it is started again."""
 
-from pathlib import Path
-
 import pytest
 from lightning.pytorch.tuner import Tuner
 
 import gpt_lightning as gl
 from gpt_lightning.report.metrics_csv import read_metrics
-from tests.fixtures import TINY, build, write_text
+from tests.fixtures import TINY, build
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path / "text.txt")
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def test_it_ends_with_the_step_in_which_the_horizon_lies():

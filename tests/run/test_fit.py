@@ -13,14 +13,7 @@ from gpt_lightning.cli import main
 from gpt_lightning.report.metrics_csv import append_metrics, read_metrics, truncate_metrics
 from gpt_lightning.run.build import supported_precision
 from gpt_lightning.run.stack import read_stack
-from tests.fixtures import TINY, arguments, build, fit_in_process, write_text
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path / "text.txt")
-    return tmp_path
+from tests.fixtures import TINY, arguments, build, fit_in_process
 
 
 def run(**options):

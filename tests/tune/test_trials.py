@@ -15,16 +15,9 @@ from gpt_lightning.run.fit import run
 from gpt_lightning.run.stack import Stack, read_stack
 from gpt_lightning.tune.suggest.advice import ramp_layer
 from gpt_lightning.tune.trials import train, trial_stack
-from tests.fixtures import arguments, environment, write_text
+from tests.fixtures import arguments, environment
 
 OPTIONS = {"data.corpus": "text.txt", "max_tokens": 1024, "val_interval_tokens": 1024, "model.gpt.dropout": 0.0}
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path / "text.txt")
-    return tmp_path
 
 
 def stack(*flags: str, **options) -> Stack:

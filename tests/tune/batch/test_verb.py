@@ -11,7 +11,7 @@ from gpt_lightning.cli import main
 from gpt_lightning.tune.batch.branches import compare_branches, trunk_tokens
 from gpt_lightning.tune.batch.choice import choose_batch
 from gpt_lightning.tune.batch.micro_batch import MicroBatch, knee, measure_micro_batches
-from tests.fixtures import TINY, arguments, write_text
+from tests.fixtures import TINY, arguments
 
 
 def size(n: int, seconds: float, update: float = 0.0, peak: int = 10**9) -> MicroBatch:
@@ -68,13 +68,6 @@ def test_branches_compare_pairwise_and_recover_within_their_scatter():
         compare_branches({1: [5.0, math.inf], 2: [5.0, 4.0]})
     assert found[8].difference == pytest.approx(0.2) and found[8].standard_error < 1e-9
     assert trunk_tokens(1000, 100) == 1600 and trunk_tokens(1600, 100) == 1600
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path / "text.txt")
-    return tmp_path
 
 
 def tune(*options: str) -> int:

@@ -12,17 +12,10 @@ from gpt_lightning.cli import main
 from gpt_lightning.run.build import Run
 from gpt_lightning.terminal import quiet
 from tests import fixtures
-from tests.fixtures import TINY, arguments, write_text
+from tests.fixtures import TINY, arguments
 
 OPTIONS = {"data.corpus": "text.txt", "max_tokens": 20 * 1280, "model.gpt.dropout": 0.0, "val_interval_tokens": 99999}
 TUNE = ["--tune.tokens=1280", "--tune.val_tokens=256", "--tune.dir=runs/lr"]
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path / "text.txt")
-    return tmp_path
 
 
 def tune(*options: str) -> int:

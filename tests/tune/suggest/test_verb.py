@@ -17,19 +17,14 @@ from gpt_lightning.data.shards import Shard, Split
 from gpt_lightning.model.gpt3 import GPT3_ROWS
 from gpt_lightning.tune.suggest import throughput
 from gpt_lightning.tune.suggest.verb import VERB
-from tests.fixtures import TINY, environment, write_text
+from tests.fixtures import TINY, environment
+
+pytestmark = pytest.mark.usefixtures("folder")
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SMALL = {"data.corpus": "text.txt", "data.prepare.tokenizer": "bytes"}
 WITHOUT_HORIZON = {key: value for key, value in TINY.items() if key != "max_tokens"}
 N_PARAMS = 2 * (12 * 16**2 + 13 * 16) + 2 * 16  # of TINY, without embeddings: 6592
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path / "text.txt")
-    return tmp_path
 
 
 def suggest(arguments: list[str]):
