@@ -6,8 +6,6 @@ whatever code the file names. Only a path that the user gives is imported.
 
 import functools
 import importlib
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -45,15 +43,12 @@ def block_spec(block: MakeBlock) -> dict[str, Any] | None:
 
 
 def import_block(path: str) -> MakeBlock:
-    """The class or function at an import path that the user gave; modules in the current folder are found too."""
+    """The class or function at an import path that the user gave."""
     module_name, _, name = path.rpartition(".")
-    sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"model.block {path}: {error}; expected an import path such as mine.MyBlock") from None
-    finally:
-        sys.path.remove(os.getcwd())
     if not callable(found):
         raise ValueError(f"model.block {path} is a {type(found).__name__}; expected a class of blocks")
     return found

@@ -66,10 +66,13 @@ def test_a_checkpoint_of_one_strategy_goes_on_under_another(runs, tmp_path, sour
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_muon_and_mup_see_the_losses_of_one_process_on_two(tmp_path, strategy):
-    """Muon gathers a sharded matrix before it is made orthogonal; muP weighs the norm that is clipped by role."""
+@pytest.mark.parametrize(
+    ("strategy", "block"), [("ddp", "Block"), ("fsdp2", "Block"), ("fsdp2", "GroupedBlock"), ("fsdp2", "GatedBlock")]
+)
+def test_muon_and_mup_see_the_losses_of_one_process_on_two(tmp_path, strategy, block):
+    """Muon gathers a sharded matrix before its parts are made orthogonal; muP weighs the clipped norm by role."""
     options = {"model.optim.name": "muon", "model.gpt.parametrization": "mup", "model.gpt.base_d_model": 8}
+    options |= {"model.block": f"tests.blocks.{block}"}
     found = {}
     for name in ("one", strategy):
         folder = tmp_path / name

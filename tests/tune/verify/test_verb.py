@@ -271,7 +271,7 @@ def test_the_verb_passes_mup_resumes_and_answers_one_question(tmp_path, monkeypa
 def test_a_mended_model_is_measured_anew(tmp_path, monkeypatch):
     file = tmp_path / "my_changed_block.py"
     file.write_text("from gpt_lightning.model.gpt import Block\n\n\nclass MyBlock(Block):\n    pass\n")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     my_block = import_block("my_changed_block.MyBlock")
     before = fingerprint(my_block, MUP)
     assert before == fingerprint(my_block, MUP) != fingerprint(Block, MUP)
