@@ -103,10 +103,3 @@ class WrongScaleBlock(ParallelBlock):
     def __init__(self, config: GPTConfig):
         super().__init__(config)
         self.scale = (config.d_model // config.n_heads) ** -0.5
-
-
-class WholeGroupedBlock(GroupedBlock):
-    """Takes the fused matrix of three parts for one."""
-
-    def parameter_facts(self) -> dict[str, Facts]:
-        return {"attn.qkv.weight": Facts("hidden")}
