@@ -1,7 +1,6 @@
 """`gpt-lightning VERB`: a table from verb to function, imported when used, so that --help answers at once."""
 
 import importlib
-import os
 import sys
 from typing import Any
 
@@ -52,8 +51,6 @@ def main(arguments: list[str] | None = None) -> int:
     verb, options = " ".join(arguments[:n_words]), arguments[n_words:]
     if verb not in VERBS:
         return fail(f"unknown verb {verb!r}; expected one of {', '.join(VERBS)}")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # where a block of your own is found, as with python -m
     try:
         target, about = VERBS[verb]
         return function(target)(options, about)

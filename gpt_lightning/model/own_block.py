@@ -6,6 +6,8 @@ whatever code the file names. Only a path that the user gives is imported.
 
 import functools
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +45,9 @@ def block_spec(block: MakeBlock) -> dict[str, Any] | None:
 
 
 def import_block(path: str) -> MakeBlock:
-    """The class or function at an import path that the user gave."""
+    """The class or function at an import path that the user gave; modules in the current folder are found too."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     module_name, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name)
