@@ -32,11 +32,14 @@ def test_the_verb_writes_its_folder_resumes_from_it_and_its_overlay_is_accepted_
     result = json.loads((folder / "runs" / "lr" / "result.json").read_text())
     overlay = yaml.safe_load((folder / "runs" / "lr" / "tuned.yaml").read_text())
     assert overlay == {"model": {"optim": {"lr": result["lr"]}}}
-    assert result["horizon_factor"] == pytest.approx(20**-0.32)
-    assert result["lr"] == pytest.approx(result["lr_of_trials"] * 20**-0.32, rel=0.05)
-    low, high = result["lr_of_trials_90"]
-    assert low < result["lr_of_trials"] < high
-    assert result["tokens"] <= 15 * 1280 + 2 * 40 * 64
+    for name in ("lr", "lr_of_trials", "exponent"):
+        low, high = result[f"{name}_90"]
+        assert low < result[name] < high
+    assert result["lr"] == pytest.approx(result["lr_of_trials"] * result["horizon_factor"], rel=0.05)
+    assert 0 <= result["exponent_data_weight"] <= 1 and "published exponents" in printed.out
+    assert "published exponents" in (folder / "runs" / "lr" / "tuned.yaml").read_text()
+    assert result["lengthened"] and result["trial_tokens"] == 4 * 1280, "20 times the tokens: surely vague"
+    assert result["tokens"] <= 30 * 1280 + 2 * 40 * 64
     assert (folder / "runs" / "lr" / "figure.png").stat().st_size > 10_000
     assert sorted(path.name for path in (folder / "runs").iterdir()) == ["lr"], "it touched other folders"
 

@@ -1,0 +1,115 @@
+"""From the best learning rate of short trials to that of the run: times (tokens of the run / of the trials)^exponent.
+
+Nobody knows the exponent: published values go from -0.32 to +0.31, for other batches, sizes and schedules than those
+of the stack at hand. So their mean and spread are the prior and the rounds of the search the evidence, which is
+discounted: the minimum of trials of 12, 50 and 200 steps fell as tokens^-0.5 where that of 2,000 steps did not (AdamW,
+2 layers x 64). The interval holds what is left unknown. The nearer the trials are to the run, the less it matters.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, stdev
+
+import numpy as np
+
+from gpt_lightning.tune.lr.minimum import STEP, WOBBLE, Posterior, Prior
+
+
+@dataclass(frozen=True)
+class Published:
+    """How the best learning rate of AdamW goes with the tokens of a run, at a fixed size of the model."""
+
+    name: str
+    source: str
+    exponent: float
+    note: str = ""
+
+
+PUBLISHED = (
+    Published("Step Law", "arXiv 2503.04715", 0.307, "the batch grows with the tokens"),
+    Published("Kaplan 2020", "arXiv 2001.08361", 0.0, "a law of the size alone"),
+    Published("Porian 2024", "arXiv 2406.19146", 0.0, "a law of the size alone"),
+    Published("DeepSeek LLM", "arXiv 2401.02954", -0.125, "in FLOPs; the batch grows with them"),
+    Published("Bjorck 2024", "arXiv 2409.19913", -0.32, "one batch for all tokens"),
+)
+PRIOR = Prior(fmean(law.exponent for law in PUBLISHED), stdev(law.exponent for law in PUBLISHED))
+BEND = 0.3  # standard deviation by which the exponent from trials to run may differ from that between rounds
+BETWEEN_ROUNDS = Prior(PRIOR.mean, math.hypot(PRIOR.sd, BEND))
+SHAPE = 0.12  # octaves by which two half parabolas miss the minimum of a real curve
+NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 41) for i in range(41)])  # a normal distribution as 41 points
+WITHIN = STEP * ((np.arange(5) + 0.5) / 5 - 0.5)  # a cell of the grid as 5
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The middle of what is believed, and the 90% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def factor(self) -> float:
+        """From end to end of the interval."""
+        return self.high / self.low
+
+    def __str__(self) -> str:
+        return f"{self.value:.1e} (90% interval {self.low:.1e} to {self.high:.1e})"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search tells: the best learning rate of the longest trials and of the run, and the exponent between.
+
+    data_weight: 1 - variance of the exponent after the search / before it; 0 where published values say all.
+    asymmetry: how much steeper the loss is above the minimum than below.
+    """
+
+    trials: Estimate
+    run: Estimate
+    exponent: Estimate
+    data_weight: float
+    asymmetry: float
+
+
+def answer(found: Posterior, octaves: float) -> Answer:
+    """For a run that is `octaves` (factors of 2 in tokens) longer than the longest trials."""
+    exponents = _onwards(found.exponents)
+    of_exponents = found.probabilities.sum(axis=1)
+    mean = (of_exponents * exponents).sum()
+    variance = (of_exponents * (exponents - mean) ** 2).sum() + _unknown() ** 2
+    spread = exponents[:, None] + _unknown() * NORMAL
+    weights = np.broadcast_to(of_exponents[:, None] / len(NORMAL), spread.shape)
+    return Answer(
+        trials=_after(found, 0.0),
+        run=_after(found, octaves),
+        exponent=Estimate(*_quantiles(spread.ravel(), weights.ravel())),
+        data_weight=float(max(1 - variance / PRIOR.sd**2, 0.0)),
+        asymmetry=found.asymmetry,
+    )
+
+
+def _onwards(exponents: np.ndarray) -> np.ndarray:
+    """What to expect of the exponent from trials to run, given those between rounds: both are normal about PRIOR."""
+    return PRIOR.mean + (PRIOR.sd / BETWEEN_ROUNDS.sd) ** 2 * (exponents - PRIOR.mean)
+
+
+def _unknown() -> float:
+    """Standard deviation about that."""
+    return PRIOR.sd * BEND / BETWEEN_ROUNDS.sd
+
+
+def _after(found: Posterior, octaves: float) -> Estimate:
+    """The best learning rate after so many octaves of tokens more; below 0 for a run shorter than the trials."""
+    walk = math.hypot(SHAPE, WOBBLE * math.sqrt(abs(octaves)), _unknown() * octaves) * NORMAL
+    spread = (walk[:, None] + WITHIN).ravel()
+    places = (found.minima + _onwards(found.exponents)[:, None] * octaves)[:, :, None] + spread
+    weights = np.broadcast_to(found.probabilities[:, :, None] / len(spread), places.shape)
+    return Estimate(*2.0 ** _quantiles(places.ravel(), weights.ravel()))
+
+
+def _quantiles(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The middle, the 5% and the 95% point."""
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[order]) - 0.5 * weights[order]
+    return np.interp([0.5, 0.05, 0.95], reached, values[order])
