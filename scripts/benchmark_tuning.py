@@ -1,9 +1,11 @@
 """How well the tuning verbs do, measured on the source code of Python's standard library; anyone can run it.
 
-    python scripts/benchmark_tuning.py [--only lr,width,noise,quickstart] [--folder runs/benchmark_tuning]
+    python scripts/benchmark_tuning.py [--only lr,horizon,coverage,width,noise,quickstart] [--folder FOLDER]
 
 lr          `tune lr` and Lightning's finder beside an exhaustive sweep (9 learning rates, 3 seeds): AdamW and Muon,
             4 layers x 256 and x 64
+horizon     its answer for 2,000 steps from trials of 12 to 200, beside other learning rates at full length
+coverage    how often its 90% interval holds the minimum, on simulated curves of several shapes
 width       the best learning rate of widths 64, 128 and 256, with the standard parametrization and with muP
 noise       gradient noise scale against exact per-example gradients, and what measuring it costs a step
 quickstart  tokens after which the tuned quickstart reaches the untuned one's bits per byte
@@ -155,6 +157,18 @@ def benchmark_width(folder: Path) -> None:
             console.print(f"{lr:8.1e}" + "".join(f"{cell:>16s}" for cell in cells))
 
 
+def benchmark_horizon(folder: Path) -> None:
+    import benchmark_tuning_lr
+
+    benchmark_tuning_lr.benchmark_horizon(folder, stack)
+
+
+def benchmark_coverage(folder: Path) -> None:
+    import benchmark_tuning_lr
+
+    benchmark_tuning_lr.benchmark_coverage(folder)
+
+
 def benchmark_noise(folder: Path) -> None:
     import benchmark_tuning_noise
 
@@ -183,7 +197,9 @@ def benchmark_quickstart(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="lr,width,noise,quickstart", help="which of the four, comma-separated")
+    parser.add_argument(
+        "--only", default="lr,horizon,coverage,width,noise,quickstart", help="which of the six, comma-separated"
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_tuning"), help="where trials are kept")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -193,6 +209,8 @@ def main() -> None:
 
 SECTIONS = {
     "lr": benchmark_lr,
+    "horizon": benchmark_horizon,
+    "coverage": benchmark_coverage,
     "width": benchmark_width,
     "noise": benchmark_noise,
     "quickstart": benchmark_quickstart,
