@@ -42,6 +42,11 @@ def write_text(path: Path, n_words: int = 3000) -> Path:
     return path
 
 
+def error_lines(stderr: str) -> list[str]:
+    """What a command complains of: all but the lines in which a raw corpus announces itself."""
+    return [line for line in stderr.strip().splitlines() if not line.startswith(("prepared ", "near copies: none"))]
+
+
 def arguments(options: dict) -> list[str]:
     """Command-line flags for TINY with `options` laid over it."""
     return [f"--{name}={value}" for name, value in {**TINY, **options}.items()]

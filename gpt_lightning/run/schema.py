@@ -14,6 +14,7 @@ from gpt_lightning.data import mixture
 from gpt_lightning.data.prepare.prepare import PrepareConfig
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.optim.config import OptimConfig
+from gpt_lightning.optim.rescale import LRRule
 from gpt_lightning.optim.schedules import ScheduleConfig
 
 IfExists = Literal["refuse", "resume", "overwrite"]
@@ -72,7 +73,7 @@ class Ramp:
 
     start_batch_tokens: int = 32_768
     ramp_tokens: int = 0
-    lr_rule: Literal["none", "sqrt", "linear"] = "none"
+    lr_rule: LRRule = "none"
     scale_beta2: bool = False
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import gpt_lightning as gl
 from gpt_lightning import cli
 from gpt_lightning.callbacks.batch_ramp import BatchRamp, check_ramp, ramp_accumulation
-from tests.fixtures import TINY, arguments, assert_equal, build, fit_in_process, read
+from tests.fixtures import TINY, arguments, assert_equal, build, error_lines, fit_in_process, read
 from tests.run.test_resume import assert_same_run
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -197,7 +197,7 @@ def test_two_processes_ramp_as_one_does(folder):
 )
 def test_a_ramp_that_cannot_be_is_refused_in_one_line(folder, capsys, options, words):
     assert cli.main(["fit", *arguments({**RAMP, **options, "run_dir": "runs/bad"})]) == 2
-    errors = [line for line in capsys.readouterr().err.strip().splitlines() if not line.startswith("prepared ")]
+    errors = error_lines(capsys.readouterr().err)
     assert len(errors) == 1 and all(word in errors[0] for word in words), errors
     assert not (folder / "runs").exists()
 

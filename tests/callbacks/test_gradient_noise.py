@@ -23,7 +23,7 @@ from gpt_lightning.callbacks.gradient_noise import (
 from gpt_lightning.model.gpt import GPTConfig
 from gpt_lightning.module import GPTModule
 from gpt_lightning.optim.config import OptimConfig
-from tests.fixtures import TINY, arguments, fit_in_process, write_text
+from tests.fixtures import TINY, arguments, error_lines, fit_in_process, write_text
 
 N, T = 512, 8
 FSDP2 = '{"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}'
@@ -240,6 +240,6 @@ def test_what_cannot_be_measured_is_refused_in_one_line(tmp_path, monkeypatch, c
     write_text(tmp_path / "text.txt")
     options = {"data.corpus": "text.txt", "gradient_noise.interval_steps": 1, "run_dir": "runs/bad", **options}
     assert cli.main(["fit", *arguments(options)]) == 2
-    errors = [line for line in capsys.readouterr().err.strip().splitlines() if not line.startswith("prepared ")]
+    errors = error_lines(capsys.readouterr().err)
     assert len(errors) == 1 and all(word in errors[0] for word in words), errors
     assert not (tmp_path / "runs").exists()

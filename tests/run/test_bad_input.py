@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt_lightning import cli
-from tests.fixtures import arguments, write_text
+from tests.fixtures import arguments, error_lines, write_text
 
 CASES = {
     # options -> words that the line must have: what was given, what was expected
@@ -42,9 +42,8 @@ def folder(tmp_path, monkeypatch):
 def fail(verb: str, options: list[str], capsys) -> str:
     """The one line with which the command fails."""
     assert cli.main([verb, *options]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    errors = [line for line in lines if not line.startswith("prepared ")]  # how a raw corpus announces itself
-    assert len(errors) == 1 and errors[0].startswith("error: "), lines
+    errors = error_lines(capsys.readouterr().err)
+    assert len(errors) == 1 and errors[0].startswith("error: "), errors
     return errors[0]
 
 
