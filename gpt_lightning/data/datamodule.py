@@ -6,7 +6,7 @@ nor another number of ranks changes which windows a step sees (data/order.py, da
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,6 @@ from gpt_lightning.data.order import Order
 from gpt_lightning.data.prepare.prepare import PrepareConfig
 from gpt_lightning.data.shards import Split
 from gpt_lightning.data.tokenizer import Tokenizer
-
-_DECODE_TOKENS = 1 << 20
 
 TensorBatch = tuple[Tensor, Tensor]  # tokens, targets: int64 [micro_batch_size, context_length]
 
@@ -168,17 +166,6 @@ class CorpusDataModule(LightningDataModule):
         batch = torch.from_numpy(tokens).contiguous(), torch.from_numpy(targets).contiguous()
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return (batch[0].pin_memory(), batch[1].pin_memory()) if on_gpu else batch
-
-    def val_text_bytes(self) -> Iterator[bytes]:
-        """The text that the validation windows score, in pieces: all but the first token of each shard, as bytes.
-
-        Raises ValueError without a tokenizer.
-        """
-        if self.tokenizer is None:
-            raise ValueError(f"{', '.join(self.mixture)} comes without a tokenizer, so its text is unknown")
-        for shard in self.fixed_split("val").shards:
-            for start in range(1, len(shard.tokens), _DECODE_TOKENS):
-                yield self.tokenizer.decode_bytes(shard.tokens[start : start + _DECODE_TOKENS].tolist())
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Count what is trained on; validation and the sanity check pass here too and are not."""

@@ -27,7 +27,7 @@ def check(folder: Path, digests: Mapping[str, str], afresh: bool = False) -> Non
     """
     if not afresh and not _changed(folder, digests):
         return
-    with _turn(folder):
+    with turn(folder / REMEMBERED):
         names = sorted(digests) if afresh else _changed(folder, digests)
         before = {name: _state(folder / name, digests[name]) for name in names}
         with progress() as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -64,16 +64,16 @@ def _changed(folder: Path, digests: Mapping[str, str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """One process at a time, where the folder can be written."""
-    path = folder / f"{REMEMBERED}.lock"
+def turn(path: Path) -> Iterator[None]:
+    """One process at a time works out what is remembered in `path`, where the folder can be written."""
+    waiting = path.with_name(f"{path.name}.lock")
     try:
-        held = lock(path, wait=True)
+        held = lock(waiting, wait=True)
     except OSError:
         yield
         return
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        waiting.unlink(missing_ok=True)
         held.close()

@@ -4,10 +4,8 @@ The table sets the model's bits per byte beside those of gzip -9 and xz -9e for 
 model that loses to gzip has a bug.
 """
 
-import lzma
 import math
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,31 +16,18 @@ from rich.console import Console
 from rich.table import Table
 
 from gpt_lightning.callbacks.batch_ramp import BatchRamp
+from gpt_lightning.data.compression import compression
 from gpt_lightning.data.datamodule import CorpusDataModule
 from gpt_lightning.model.flops import count_parameters
 from gpt_lightning.model.huggingface import why_not_gpt2
 from gpt_lightning.module import GPTModule
 from gpt_lightning.terminal import duration, short
 
-COMPRESSED_BYTES = 50_000_000  # of validation text at most: xz -9e manages a few MB per second
-
-
-def compression(chunks: Iterable[bytes]) -> dict[str, float]:
-    """Bits per byte of gzip -9 and xz -9e over a text; empty when there is none."""
-    gzip = zlib.compressobj(9, wbits=31)
-    xz = lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME)
-    n_bytes = gzip_bytes = xz_bytes = 0
-    for chunk in chunks:
-        n_bytes += len(chunk)
-        gzip_bytes += len(gzip.compress(chunk))
-        xz_bytes += len(xz.compress(chunk))
-        if n_bytes >= COMPRESSED_BYTES:
-            break
-    if not n_bytes:
-        return {}
-    gzip_bytes += len(gzip.flush())
-    xz_bytes += len(xz.flush())
-    return {"gzip_bits_per_byte": 8 * gzip_bytes / n_bytes, "xz_bits_per_byte": 8 * xz_bytes / n_bytes}
+COMPRESSORS = {
+    "gzip -9": "gzip_bits_per_byte",
+    "xz -9e": "xz_bits_per_byte",
+    "xz -9e after the training text": "xz_after_training_bits_per_byte",
+}
 
 
 def summarise(
@@ -58,7 +43,7 @@ def summarise(
         "elapsed_seconds": elapsed_seconds,
     }
     if "val/bits_per_byte" in latest:
-        summary |= compression(data.val_text_bytes())
+        summary |= compression(data.corpora)
     return summary
 
 
@@ -110,7 +95,7 @@ def print_summary(summary: dict[str, Any], commands: Sequence[str]) -> None:
         f"{summary['val/perplexity']:.2f}",
         f"{bits:.4f}" if bits is not None else "no tokenizer",
     )
-    for name, key in (("gzip -9", "gzip_bits_per_byte"), ("xz -9e", "xz_bits_per_byte")):
+    for name, key in COMPRESSORS.items():
         if key in summary:
             table.add_row(name, "", "", f"{summary[key]:.4f}")
     console.print(table)
