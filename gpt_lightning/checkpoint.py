@@ -4,7 +4,8 @@ A checkpoint is written to a temporary file in its own folder, flushed to the di
 kill at any moment leaves the old or the new one. Beside it, `NAME.sha256` holds the digests of the new and of the
 previous file, written before the rename, so that whichever of the two is found is known. A flipped bit loads
 silently in torch; here it is found before loading. Files are read with `weights_only=True` alone: tensors and plain
-values, no code. run/checkpoint_io.py gives this to Lightning; here is no Lightning, so that `generate` starts fast.
+values, no code. A checkpoint in shards is a folder (sharded.py). run/ gives all this to Lightning; none of it is
+here, so that `generate` starts fast.
 """
 
 from dataclasses import asdict, fields
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gpt_lightning import files
+from gpt_lightning import files, sharded
 from gpt_lightning.model.gpt import GPT, Block, GPTConfig
 from gpt_lightning.model.own_block import MakeBlock, block_spec, import_block
 
@@ -34,25 +35,36 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
         raise OSError(
             f"could not write {path} (stopped after {n_bytes} bytes): {error}; free some disk space"
         ) from error
+    sharded.remove_unused(path.parent)
 
 
 def link_checkpoint(source: str | Path, target: str | Path) -> None:
     """Make `target` a second name of the checkpoint `source`; each may be replaced without the other."""
     source, target = Path(source), Path(target)
-    _write_digests(target, _digests(source)[0])
-    files.link(source, target)
+    if sharded.is_sharded(source):
+        sharded.link(source, target)
+    else:
+        _write_digests(target, _digests(source)[0])
+        files.link(source, target)
+        sharded.remove_unused(target.parent)
 
 
 def remove_checkpoint(path: str | Path) -> None:
     """Remove a checkpoint and its digest."""
     Path(path).unlink(missing_ok=True)
     _digest_file(Path(path)).unlink(missing_ok=True)
+    sharded.remove_unused(Path(path).parent)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Contents of a checkpoint on the CPU. Raises ValueError when it is damaged or holds anything but data."""
+def read_checkpoint(path: str | Path, optimizer: bool = True) -> dict[str, Any]:
+    """Contents of a checkpoint on the CPU; of one in shards, those of the optimizer only where asked for.
+
+    Raises ValueError when it is damaged or holds anything but data.
+    """
     path = Path(path)
     verify_checkpoint(path)
+    if sharded.is_sharded(path):
+        return sharded.read(path, optimizer)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, with pages of advice to load it unsafely
@@ -63,7 +75,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Raise ValueError unless the file is byte for byte what was saved."""
+    """Raise ValueError unless the file, or each of its shards, is byte for byte what was saved."""
+    if sharded.is_sharded(path):
+        return sharded.verify(path)
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
     expected = _digests(path)
@@ -104,12 +118,12 @@ def check_same_model(checkpoint: dict[str, Any], config: GPTConfig, block: MakeB
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint file meant by `path`: itself, or a run folder's best one, else its last."""
+    """The checkpoint meant by `path`: itself, or a run folder's best one, else its last."""
     path = Path(path)
-    if path.is_file():
+    if path.is_file() or sharded.is_sharded(path):
         return path
     for name in ("best.ckpt", "last.ckpt"):
-        if (path / "checkpoints" / name).is_file():
+        if (path / "checkpoints" / name).exists():
             return path / "checkpoints" / name
     raise ValueError(f"no checkpoint in {path}; expected a run folder with checkpoints/, or a .ckpt file")
 
@@ -135,7 +149,7 @@ def load_gpt(path: str | Path, block: MakeBlock | str | None = None) -> GPT:
 
     block: that of the run when it was the user's own, or its import path; the checkpoint never imports it by itself.
     """
-    return gpt_of(read_checkpoint(find_checkpoint(path)), block)
+    return gpt_of(read_checkpoint(find_checkpoint(path), optimizer=False), block)
 
 
 def gpt_of(checkpoint: dict[str, Any], block: MakeBlock | str | None = None) -> GPT:
@@ -189,7 +203,7 @@ def _in_words(spec: dict[str, Any] | None) -> str:
 
 def load_gpt_weights(gpt: GPT, path: str | Path) -> None:
     """Copy the weights of a run folder or checkpoint into `gpt`. Raises ValueError when the shapes differ."""
-    checkpoint = read_checkpoint(find_checkpoint(path))
+    checkpoint = read_checkpoint(find_checkpoint(path), optimizer=False)
     check_same_model(checkpoint, gpt.config, gpt.block)
     gpt.load_state_dict(gpt_state(checkpoint))
 

@@ -14,7 +14,7 @@ from gpt_lightning.model.loss import IGNORED
 PACKAGE = Path(__file__).parents[1] / "gpt_lightning"
 FLOORS = [  # lowest first; rooms on one floor do not know each other
     {"files", "terminal"},
-    {"model", "data", "optim", "report"},
+    {"model", "data", "optim", "report", "sharded"},
     {"checkpoint"},
     {"module", "callbacks", "evaluate"},
     {"run"},

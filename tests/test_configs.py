@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,8 @@ import yaml
 import gpt_lightning as gl
 from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.model.gpt3 import GPT3_ROWS
-from tests.fixtures import environment, write_text
+from tests.fixtures import write_text
+from tests.run.test_distributed import STRATEGIES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ALL = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
@@ -37,17 +36,9 @@ def test_runs_a_step_and_the_run_runs_again_from_its_config(folder, name):
     assert again["val/loss"] == result["val/loss"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in ALL if name.parts[0] == "trainer"], ids=str)
-def test_runs_a_step_on_two_processes(folder, name):
-    flags = [f"--{key}={value}" for key, value in SMALL.items()]
-    if name.name == "fsdp2.yaml":
-        flags.append("--trainer.strategy.init_args.data_parallel_size=2")
-    configs = [f"--config={CONFIGS / name}", f"--config={CONFIGS / 'debug.yaml'}"]
-    command = [sys.executable, "-m", "gpt_lightning", "fit", *configs, *flags, "--trainer.devices=2"]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stderr
-    assert "2 devices" in result.stdout
+def test_those_for_several_processes_are_run_by_test_distributed():
+    run_there = {strategy["config"].relative_to(CONFIGS) for strategy in STRATEGIES.values() if "config" in strategy}
+    assert run_there == {name for name in ALL if name.parts[0] == "trainer"}
 
 
 def test_wandb_works_offline_and_shows_config_curves_samples_and_group(folder):

@@ -29,6 +29,7 @@ from gpt_lightning.model.flops import has_native_bf16
 from gpt_lightning.module import GPTModule
 from gpt_lightning.run.checkpoint_io import AtomicCheckpointIO
 from gpt_lightning.run.folder import RunDir
+from gpt_lightning.run.fsdp2 import check_strategy
 from gpt_lightning.run.stack import Stack
 
 DERIVED = ("max_steps", "max_epochs", "max_time", "accumulate_grad_batches", "val_check_interval")
@@ -79,6 +80,7 @@ def check(stack: Stack) -> None:
     for name in DERIVED:
         if stack[f"trainer.{name}"] != stack.parser.get_default(f"trainer.{name}"):
             raise ValueError(f"trainer.{name} follows from max_tokens, val_interval_tokens and batch_tokens; set those")
+    check_strategy(stack["trainer.strategy"])
     data, ramp = stack["data"], stack["batch_ramp"]
     accumulation(data.batch_tokens, data.micro_batch_size, data.context_length, world_size=1)
     if ramp.ramp_tokens:

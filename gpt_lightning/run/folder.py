@@ -68,7 +68,10 @@ class RunDir:
 
         Raises ValueError when there are checkpoints and all of them are damaged.
         """
-        found = sorted(self.checkpoints.glob("*.ckpt"), key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
+        present = [
+            path for path in self.checkpoints.glob("*.ckpt") if path.exists()
+        ]  # not a link to shards that are gone
+        found = sorted(present, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
         problems = []
         for path in found:
             try:

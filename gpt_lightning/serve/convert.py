@@ -37,7 +37,7 @@ def export_main(argv: list[str], about: str = "") -> int:
     from gpt_lightning.checkpoint import find_checkpoint, find_tokenizer, gpt_of, read_checkpoint, trained_block
     from gpt_lightning.model.huggingface import export_gpt2
 
-    tokenizer, checkpoint = find_tokenizer(options.run), read_checkpoint(find_checkpoint(options.run))
+    tokenizer, checkpoint = find_tokenizer(options.run), read_checkpoint(find_checkpoint(options.run), optimizer=False)
     if block := trained_block(checkpoint):
         raise ValueError(f"GPT-2 has no block {block['class_path']}; only models of the built-in block can be exported")
     export_gpt2(gpt_of(checkpoint), tokenizer, options.output)

@@ -26,7 +26,7 @@ from gpt_lightning.optim.config import OptimConfig
 from tests.fixtures import TINY, arguments, error_lines, fit_in_process, write_text
 
 N, T = 512, 8
-FSDP2 = '{"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}'
+FSDP2 = '{"class_path": "gpt_lightning.run.fsdp2.FSDP2Strategy"}'
 
 
 def build(tie_embedding: bool = True, bias: bool = True) -> GPTModule:
@@ -225,7 +225,7 @@ def test_the_callback_itself_refuses_gradients_in_pieces(strategy):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"trainer.strategy": FSDP2, "trainer.devices": 1}, ["gradient_noise", "ModelParallelStrategy", "ddp"]),
+        ({"trainer.strategy": FSDP2, "trainer.devices": 1}, ["gradient_noise", "FSDP2Strategy", "ddp"]),
         ({"data.micro_batch_size": 1, "data.batch_tokens": 16}, ["gradient_noise", "one sequence", "batch_tokens"]),
         ({"data.micro_batch_size": 4, "model.compile": True}, ["gradient_noise", "model.compile"]),
         ({"gradient_noise.interval_steps": -1}, ["gradient_noise.interval_steps", "-1"]),

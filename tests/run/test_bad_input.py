@@ -25,6 +25,10 @@ CASES = {
     "steps instead of tokens": ({"trainer.max_steps": 5}, ["max_steps", "max_tokens"]),
     "unknown schedule": ({"model.schedule.name": "cosinus"}, ["cosinus"]),
     "not a tokenizer": ({"data.prepare.tokenizer": "text.txt"}, ["text.txt"]),
+    "checkpoints that would be unpickled": (
+        {"trainer.strategy": '{"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}'},
+        ["ModelParallelStrategy", "FSDP2Strategy", "configs/trainer/fsdp2.yaml"],
+    ),
     "weights to start from are missing": ({"model.init_from": "runs/none"}, ["runs/none"]),
 }
 

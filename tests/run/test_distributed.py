@@ -1,21 +1,29 @@
 """Two processes (gloo, CPU) are one: same samples per step, same loss, and checkpoints that move between them."""
 
 import csv
+import functools
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.fixtures import fit_in_process, write_text
+from gpt_lightning.checkpoint import load_gpt, read_checkpoint
+from gpt_lightning.run.folder import RunDir
+from tests.fixtures import assert_equal, fit_in_process, write_text
 
 OPTIONS = {"data.corpus": "text.txt", "model.gpt.dropout": 0.0, "max_tokens": 512, "data.batch_tokens": 128}
+CONFIGS = Path(__file__).parents[2] / "configs" / "trainer"
+FSDP2 = {
+    "config": CONFIGS / "fsdp2.yaml",
+    "trainer.devices": 2,
+    "trainer.strategy.init_args.data_parallel_size": 2,
+}
 STRATEGIES = {
     "one": {},
-    "ddp": {"trainer.strategy": "ddp", "trainer.devices": 2},
-    "fsdp2": {
-        "trainer.strategy": '{"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": '
-        '{"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": false}}',
-        "trainer.devices": 2,
-    },
+    "ddp": {"config": CONFIGS / "ddp.yaml", "trainer.devices": 2},
+    "fsdp2": FSDP2,
+    "sharded": {**FSDP2, "trainer.strategy.init_args.save_distributed_checkpoint": "true"},
 }
 
 
@@ -30,39 +38,82 @@ def fit(folder: Path, strategy: str, **options) -> dict[str, list[float]]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, tuple[Path, dict[str, list[float]]]]:
-    found = {}
-    for strategy in STRATEGIES:
+def runs(tmp_path_factory) -> Callable[[str], tuple[Path, dict[str, list[float]]]]:
+    """Folder and metrics of a run under a strategy, made when it is first asked for."""
+
+    @functools.cache
+    def run(strategy: str) -> tuple[Path, dict[str, list[float]]]:
         folder = tmp_path_factory.mktemp(strategy)
         write_text(folder / "text.txt")
-        found[strategy] = folder, fit(folder, strategy)
-    return found
+        return folder, fit(folder, strategy)
+
+    return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_see_the_losses_of_one(runs, strategy):
-    one, two = runs["one"][1], runs[strategy][1]
+    one, two = runs("one")[1], runs(strategy)[1]
     for name in ("train/loss", "train/bits_per_byte", "train/grad_norm", "val/loss", "val/bits_per_byte"):
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
     assert two["train/lr"] == one["train/lr"] and two["tokens"] == one["tokens"]
     assert len(one["train/loss"]) == 4 and one["train/loss"][-1] < one["train/loss"][0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("source", "target"), [("ddp", "one"), ("fsdp2", "one"), ("one", "fsdp2"), ("fsdp2", "ddp")])
-def test_a_checkpoint_of_one_strategy_goes_on_under_another(runs, tmp_path, source, target):
-    import shutil
+LONGER = {"max_tokens": 768, "if_exists": "resume", "model.schedule.name": "constant"}
 
-    reference = tmp_path / "reference"
-    moved = tmp_path / "moved"
-    for folder, origin in ((reference, "one"), (moved, source)):
-        shutil.copytree(runs[origin][0], folder)
-    longer = {"max_tokens": 768, "if_exists": "resume", "model.schedule.name": "constant"}
-    expected, found = fit(reference, "one", **longer), fit(moved, target, **longer)
+
+@pytest.fixture(scope="module")
+def unmoved(runs, tmp_path_factory) -> dict[str, list[float]]:
+    """One process, going on as one process."""
+    folder = tmp_path_factory.mktemp("unmoved") / "copy"
+    shutil.copytree(runs("one")[0], folder, symlinks=True)
+    return fit(folder, "one", **LONGER)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("ddp", "one"), ("fsdp2", "one"), ("one", "fsdp2"), ("fsdp2", "ddp")]
+    + [("sharded", "one"), ("one", "sharded"), ("sharded", "sharded")],
+)
+def test_a_checkpoint_of_one_strategy_goes_on_under_another(runs, unmoved, tmp_path, source, target):
+    shutil.copytree(runs(source)[0], tmp_path / "moved", symlinks=True)
+    expected, found = unmoved, fit(tmp_path / "moved", target, **LONGER)
     assert found["step"] == expected["step"]
     assert found["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-5)
     assert found["val/loss"] == pytest.approx(expected["val/loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_shards_put_together_are_the_gathered_checkpoint_bit_for_bit(runs):
+    folders = {strategy: runs(strategy)[0] / "run" for strategy in ("sharded", "fsdp2")}
+    names = [path.name for path in (folders["sharded"] / "checkpoints" / "best.ckpt").resolve().iterdir()]
+    assert sorted(name.split("-")[0] for name in names) == ["SHA256SUMS", "rest.pt", "shard", "shard"]
+    found, expected = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in folders.values())
+    assert found.keys() == expected.keys()
+    assert_equal(found["state_dict"], expected["state_dict"])
+    moments = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (found, expected)]
+    assert moments[0].keys() == moments[1].keys() and len(moments[0]) == len(found["state_dict"])
+    for number, values in moments[1].items():
+        assert_equal({key: moments[0][number][key] for key in values}, values)
+    assert_equal(*(dict(load_gpt(folder).state_dict()) for folder in folders.values()))
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_is_named_and_its_checkpoint_passed_over(runs, tmp_path):
+    shutil.copytree(runs("sharded")[0] / "run", tmp_path / "run", symlinks=True)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    shutil.copytree(last.resolve(), checkpoints / "shards-9")
+    last.unlink()
+    last.symlink_to("shards-9")  # the newest one, and no longer the same as the best one
+    shard = next(last.glob("shard-00002-*"))
+    damaged = bytearray(shard.read_bytes())
+    damaged[-1] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.warns(UserWarning, match=rf"last\.ckpt is damaged: {shard.name}: sha256"):
+        assert RunDir(tmp_path / "run").resume_checkpoint() == checkpoints / "best.ckpt"
 
 
 @pytest.mark.slow
