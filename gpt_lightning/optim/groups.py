@@ -61,14 +61,14 @@ def parameter_groups(
         members = {name: p for name, p in parameters.items() if names[name] == group}
         first = facts[next(iter(members))]
         role = first.role
-        by = multipliers[role]
+        multiplier = multipliers[role]
         settings = {
             "name": group,
             "params": list(members.values()),
             "lr": config.lr,
-            "lr_ratio": by.lr * config.lr_ratios.get(role.removeprefix("final_"), 1.0),  # type: ignore[call-overload]
-            "weight_decay": float(decay) * by.weight_decay if role in decayed else 0.0,
-            "grad_weight": by.grad_weight,
+            "lr_ratio": multiplier.lr * config.lr_ratios.get(role.removeprefix("final_"), 1.0),  # type: ignore[call-overload]
+            "weight_decay": float(decay) * multiplier.weight_decay if role in decayed else 0.0,
+            "grad_weight": multiplier.grad_weight,
         }
         if role == "hidden" and config.name == "muon":
             _check_matrices(members)
@@ -76,7 +76,12 @@ def parameter_groups(
             settings |= {"cautious": config.cautious_weight_decay, "parts": first.parts}
         else:
             fused = all(p.device.type in ("cpu", "cuda", "mps", "xpu") for p in members.values())
-            settings |= {"algorithm": "adamw", "betas": tuple(config.betas), "eps": config.eps * by.eps, "fused": fused}
+            settings |= {
+                "algorithm": "adamw",
+                "betas": tuple(config.betas),
+                "eps": config.eps * multiplier.eps,
+                "fused": fused,
+            }
         groups.append(settings)
     return groups
 

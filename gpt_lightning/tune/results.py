@@ -1,9 +1,9 @@
 """The folder of a tuning verb: what was asked, what has been measured so far, and what came out.
 
-    runs/lr/  settings.json  measured.jsonl  result.json  figure.png  tuned.yaml  trials/
+    runs/lr/  identity.json  measured.jsonl  result.json  figure.png  tuned.yaml  trials/
 
 Each measurement is one line of measured.jsonl, written as soon as it is made, so that the same command started again
-after an interruption measures only what is missing. A folder belongs to one question: another stack or other options
+after an interruption measures only what is missing. A folder has one identity: another stack or other options
 are refused by name.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 IfExists = Literal["resume", "overwrite"]
-CONTENTS = ("settings.json", "measured.jsonl", "result.json", "figure.png", "tuned.yaml", "trials")
+CONTENTS = ("identity.json", "measured.jsonl", "result.json", "figure.png", "tuned.yaml", "trials")
 
 
 class TuneFolder:
@@ -31,15 +31,15 @@ class TuneFolder:
 
     Args:
         path: The folder; made when it is missing.
-        settings: Everything that decides the result, as JSON values; a folder made with others is refused.
+        identity: Everything that decides the result, as JSON values; a folder made with another is refused.
         if_exists: resume keeps what has been measured, overwrite starts anew.
 
     Raises ValueError when another process works here, when the folder holds something else, or cannot be written.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], if_exists: IfExists = "resume"):
+    def __init__(self, path: str | Path, identity: Mapping[str, Any], if_exists: IfExists = "resume"):
         self.path = Path(path)
-        self._settings = json.loads(json.dumps(settings))
+        self._identity = json.loads(json.dumps(identity))
         self._check(if_exists)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class TuneFolder:
             raise ValueError(f"cannot write to {self.path}: {error.strerror}; choose another --tune.dir") from error
         if if_exists == "overwrite":
             self._clear()
-        files.write_text(self.path / "settings.json", json.dumps(self._settings, indent=2) + "\n")
+        files.write_text(self.path / "identity.json", json.dumps(self._identity, indent=2) + "\n")
         self._measured = self._read()
 
     def measured(self, key: str, measure: Callable[[], Any]) -> Any:
@@ -92,12 +92,12 @@ class TuneFolder:
         self.close()
 
     def _check(self, if_exists: IfExists) -> None:
-        file = self.path / "settings.json"
+        file = self.path / "identity.json"
         if not file.is_file() and self.path.is_dir() and any(path.name[0] != "." for path in self.path.iterdir()):
             raise ValueError(f"{self.path} exists and holds no tuning results; choose another --tune.dir")
         if not file.is_file() or if_exists == "overwrite":
             return
-        before, now = flatten(json.loads(file.read_text(encoding="utf-8"))), flatten(self._settings)
+        before, now = flatten(json.loads(file.read_text(encoding="utf-8"))), flatten(self._identity)
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             what = ", ".join(f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in changed[:3])
@@ -107,7 +107,7 @@ class TuneFolder:
             )
 
     def _clear(self) -> None:
-        for name in reversed(CONTENTS):  # settings.json, which says whose the rest is, last
+        for name in reversed(CONTENTS):  # identity.json, which says whose the rest is, last
             files.remove(self.path / name)
 
     def _read(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A tuning folder measures once, survives a kill, and answers one question only."""
+"""A tuning folder measures once, survives a kill, and has one identity."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_a_line_cut_short_by_a_kill_is_measured_again(tmp_path):
     assert [json.loads(line)["key"] for line in file.read_text().splitlines()] == ["x", "y"]
 
 
-def test_another_question_is_refused_by_name_and_overwrite_starts_anew(tmp_path):
+def test_another_identity_is_refused_by_name_and_overwrite_starts_anew(tmp_path):
     with TuneFolder(tmp_path / "lr", {"seeds": 2, "tokens": 5}) as folder:
         folder.measured("x", lambda: 1)
     with pytest.raises(ValueError, match=r"seeds 2 \(now 3\)"):
@@ -53,7 +53,7 @@ def test_a_kill_while_it_is_cleared_or_begun_leaves_a_folder_that_can_be_used(tm
     monkeypatch.undo()
     TuneFolder(tmp_path / "lr", {"a": 2}, "overwrite").close()
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / ".settings.json.tmp").write_text("{")
+    (tmp_path / "begun" / ".identity.json.tmp").write_text("{")
     TuneFolder(tmp_path / "begun", {}).close()
 
 

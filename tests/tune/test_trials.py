@@ -93,7 +93,7 @@ def test_a_signal_stops_a_verb_with_its_code_and_a_word_on_how_to_go_on(folder, 
     command = [sys.executable, "-m", "gpt_lightning", "tune", "lr", *flags, "--tune.tokens=200_000"]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
-    while not (folder / "runs" / "lr" / "settings.json").exists() and time.monotonic() < deadline:
+    while not (folder / "runs" / "lr" / "identity.json").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(5)
     os.kill(process.pid, number)

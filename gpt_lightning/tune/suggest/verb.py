@@ -30,7 +30,7 @@ class SuggestOptions:
     dir: str = "runs/suggest"
     """Folder of the results."""
     if_exists: IfExists = "overwrite"
-    """What to do when dir holds results already: overwrite, or resume, which refuses those of another question."""
+    """What to do when dir holds results already: overwrite, or resume, which refuses those of another identity."""
     hours: float | None = None
     """Budget in hours of this machine, instead of max_tokens."""
     flops: float | None = None

@@ -69,7 +69,7 @@ def identity(stack: Stack, settings: VerifyConfig) -> dict[str, Any]:
 def _measure(
     gpt: GPTConfig, optim: OptimConfig, block: MakeBlock, folder: TuneFolder, progress: Progress
 ) -> dict[str, Any]:
-    code = fingerprint(block, gpt)  # so that a mended model is measured anew
+    code = code_digest(block, gpt)  # so that a mended model is measured anew
     measured = {}
     plan = measurements(gpt, optim, block, SEEDS)
     with one_thread():
@@ -78,7 +78,7 @@ def _measure(
     return measured
 
 
-def fingerprint(block: MakeBlock, gpt: GPTConfig) -> str:
+def code_digest(block: MakeBlock, gpt: GPTConfig) -> str:
     """Digest of the code that decides the measurements: the model's, its layers', the optimizer's and the checks'."""
     here = Path(__file__).parent
     files = {here / f"{name}.py" for name in ("miniature", "equivalence", "coordinate_check", "checks")}

@@ -258,7 +258,7 @@ def test_the_corpus_reports_its_copies(folder):
     assert corpus["bytes_per_token"] == pytest.approx(1, abs=0.02)  # byte tokenizer, and one id per document
 
 
-def test_the_same_question_resumes_and_another_is_refused(folder, capsys):
+def test_the_same_identity_resumes_and_another_is_refused(folder, capsys):
     command = ["tune", "suggest", *flags({**TINY, **SMALL}), "--tune.if_exists=resume"]
     assert cli.main(command) == cli.main(command) == 0
     before = (folder / "runs" / "suggest" / "result.json").read_bytes()

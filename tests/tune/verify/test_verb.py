@@ -22,7 +22,7 @@ from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.run.fit import run
 from gpt_lightning.tune.verify.equivalence import SIGMAS, initial_std
 from gpt_lightning.tune.verify.miniature import Miniature
-from gpt_lightning.tune.verify.verb import VerifyResult, fingerprint, verify
+from gpt_lightning.tune.verify.verb import VerifyResult, code_digest, verify
 from tests.fixtures import arguments, write_text
 
 # Untied, so that the head has rules of its own, and with wider heads, so that the attention scale has.
@@ -251,7 +251,7 @@ def test_the_verb_fails_a_standard_stack_and_writes_an_overlay_that_fit_takes(tm
     assert "parametrization: mup" in (tmp_path / "run" / "config.yaml").read_text()
 
 
-def test_the_verb_passes_mup_resumes_and_answers_one_question(tmp_path, monkeypatch, capfd):
+def test_the_verb_passes_mup_resumes_and_refuses_another_identity(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(gpt_lightning.tune.verify.verb, "SEEDS", 1)
     mup = ["--model.gpt.parametrization=mup", "--model.gpt.base_d_model=8"]
     assert main(command(tmp_path, *mup)) == 0
@@ -273,10 +273,10 @@ def test_a_mended_model_is_measured_anew(tmp_path, monkeypatch):
     file.write_text("from gpt_lightning.model.gpt import Block\n\n\nclass MyBlock(Block):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     my_block = import_block("my_changed_block.MyBlock")
-    before = fingerprint(my_block, MUP)
-    assert before == fingerprint(my_block, MUP) != fingerprint(Block, MUP)
+    before = code_digest(my_block, MUP)
+    assert before == code_digest(my_block, MUP) != code_digest(Block, MUP)
     file.write_text(file.read_text() + "# mended\n")
-    assert fingerprint(my_block, MUP) != before
+    assert code_digest(my_block, MUP) != before
 
 
 @pytest.mark.parametrize(
