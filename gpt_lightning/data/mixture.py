@@ -30,8 +30,7 @@ def open_source_corpus(source: str, config: PrepareConfig, corpora_dir: Path | s
     Raises ValueError as `prepare`, `open_corpus` and `check_digests` do.
     """
     if is_corpus(source):
-        given = None if config.tokenizer == "bytes" else config.tokenizer
-        corpus = open_corpus(source, given, config.val_fraction)
+        corpus = open_corpus(source, config.tokenizer, config.val_fraction)
     else:
         corpus = prepare(source, default_output(source, config, corpora_dir), config)
     check_digests(corpus)

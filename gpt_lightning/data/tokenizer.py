@@ -169,6 +169,11 @@ class Tokenizer:
             raise ValueError(f"{path}: {error}") from None
 
     @classmethod
+    def named(cls, name: Path | str) -> "Tokenizer":
+        """What a setting means: a tokenizer.json, or "bytes" for one id per byte."""
+        return cls.bytes_only() if name == "bytes" else cls.from_file(name)
+
+    @classmethod
     def bytes_only(cls) -> "Tokenizer":
         """Every byte is its own token: id = byte value, `<|endoftext|>` = 256, 257 ids in all."""
         vocab = {symbol: byte for byte, symbol in enumerate(byte_symbols())}

@@ -49,3 +49,15 @@ def test_tokens_without_a_tokenizer_train_without_a_warning_and_propose_what_wor
     (command,) = proposed(capsys.readouterr().out)
     assert command.split()[1] == "validate"
     assert main(shlex.split(command)[1:]) == 0
+
+
+def test_byte_ids_of_another_program_generate_when_they_are_said_to_be_bytes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokens").mkdir()
+    ids = np.frombuffer(write_text(tmp_path / "text.txt").read_bytes(), dtype=np.uint8).astype("<u2")
+    ids[:12000].tofile(tmp_path / "tokens" / "train.bin")
+    ids[12000:].tofile(tmp_path / "tokens" / "val.bin")
+    gl.run([], {**TINY, **BYTES, "data.corpus": "tokens", "data.prepare.tokenizer": "bytes"})
+    commands = proposed(capsys.readouterr().out)
+    assert commands[0].split()[1] == "generate"
+    assert main(shlex.split(commands[0])[1:]) == 0
