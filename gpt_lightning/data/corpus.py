@@ -122,7 +122,7 @@ def _open_foreign(path: Path, tokenizer: Path | str | None, val_fraction: float)
     shards = formats.open_foreign(path)
     beside = (path if path.is_dir() else path.parent) / "tokenizer.json"
     file = tokenizer or (beside if beside.is_file() else None)
-    opened = Tokenizer.named(file) if file else None
+    opened = Tokenizer.from_file(file) if file else None
     # No tokenizer, no vocabulary: one read of everything, in pieces, finds it.
     vocab_size = opened.vocab_size if opened else 1 + max(formats.max_id(shard) for shard in shards["train"])
     if "val" not in shards:
@@ -148,8 +148,8 @@ def open_corpus(path: Path | str, tokenizer: Path | str | None = None, val_fract
 
     Args:
         path: corpus folder; for foreign formats a folder or a `.bin` or `.ds` file.
-        tokenizer: foreign formats only: the tokenizer.json of the ids, or "bytes". Without it (and without one beside the data)
-            the vocabulary is the largest id + 1, found by reading everything once.
+        tokenizer: foreign formats only: the tokenizer.json of the ids, or "bytes". Without it (and without one beside the
+            data) the vocabulary is the largest id + 1, found by reading everything once.
         val_fraction: foreign formats without a val split: share held out at the end, at a document border.
 
     Raises ValueError naming the file, what was expected and what was found.

@@ -162,16 +162,11 @@ class Tokenizer:
     def from_file(cls, path: Path | str) -> "Tokenizer":
         """From a `tokenizer.json`, ours or GPT-2's. Raises ValueError naming the file."""
         try:
-            return cls(Path(path).read_text(encoding="utf-8"))
+            return cls.bytes_only() if path == "bytes" else cls(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"cannot read tokenizer {path}: {error}") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-
-    @classmethod
-    def named(cls, name: Path | str) -> "Tokenizer":
-        """What a setting means: a tokenizer.json, or "bytes" for one id per byte."""
-        return cls.bytes_only() if name == "bytes" else cls.from_file(name)
 
     @classmethod
     def bytes_only(cls) -> "Tokenizer":

@@ -75,7 +75,7 @@ class PrepareConfig:
 def _fixed_tokenizer(config: PrepareConfig) -> Tokenizer | None:
     if config.tokenizer is None:
         return None
-    return Tokenizer.named(config.tokenizer)
+    return Tokenizer.from_file(config.tokenizer)
 
 
 def _recipe(source: Source, config: PrepareConfig, tokenizer: Tokenizer | None) -> dict[str, object]:
