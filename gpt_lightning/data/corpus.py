@@ -148,7 +148,7 @@ def open_corpus(path: Path | str, tokenizer: Path | str | None = None, val_fract
 
     Args:
         path: corpus folder; for foreign formats a folder or a `.bin` or `.ds` file.
-        tokenizer: foreign formats only: the tokenizer.json of the ids, or "bytes". Without it (and without one beside the
+        tokenizer: foreign formats: the tokenizer.json of the ids, or "bytes". Without it (and without one beside the
             data) the vocabulary is the largest id + 1, found by reading everything once.
         val_fraction: foreign formats without a val split: share held out at the end, at a document border.
 

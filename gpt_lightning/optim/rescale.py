@@ -45,6 +45,13 @@ def rounded(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def ramp_overlay(ramp: Mapping[str, Any], micro_step_tokens: int, batch_tokens: int) -> dict[str, Any]:
+    """The settings that a batch ramp needs beside a new batch: a start between one micro-step and the full batch."""
+    start = ramp["start_batch_tokens"]
+    fitting = min(max(start, micro_step_tokens), batch_tokens)
+    return {"batch_ramp": {"start_batch_tokens": fitting}} if ramp["ramp_tokens"] and fitting != start else {}
+
+
 class StepSettings:
     """Rescaled settings of an optimizer's groups, in place for one step only, so that no checkpoint has them."""
 

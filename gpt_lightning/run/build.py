@@ -14,7 +14,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from gpt_lightning.callbacks.batch_ramp import check_ramp
+from gpt_lightning.callbacks.batch_ramp import BatchRamp, check_ramp
 from gpt_lightning.callbacks.gradient_noise import GradientNoiseScale, check_measurable, refuse_sharded
 from gpt_lightning.callbacks.horizon import TokenHorizon
 from gpt_lightning.callbacks.last_checkpoint import LastCheckpoint
@@ -30,7 +30,7 @@ from gpt_lightning.module import GPTModule
 from gpt_lightning.run.checkpoint_io import AtomicCheckpointIO
 from gpt_lightning.run.folder import RunDir
 from gpt_lightning.run.fsdp2 import check_strategy
-from gpt_lightning.run.stack import Stack
+from gpt_lightning.run.stack import Stack, plain
 
 DERIVED = ("max_steps", "max_epochs", "max_time", "accumulate_grad_batches", "val_check_interval")
 
@@ -82,6 +82,8 @@ def check(stack: Stack) -> None:
             raise ValueError(f"trainer.{name} follows from max_tokens, val_interval_tokens and batch_tokens; set those")
     check_strategy(stack["trainer.strategy"])
     data, ramp = stack["data"], stack["batch_ramp"]
+    BatchRamp(**plain(ramp))
+    GradientNoiseScale(**plain(stack["gradient_noise"]))
     accumulation(data.batch_tokens, data.micro_batch_size, data.context_length, world_size=1)
     if ramp.ramp_tokens:
         check_ramp(

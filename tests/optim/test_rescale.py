@@ -8,7 +8,7 @@ import torch
 
 from gpt_lightning.optim.muon import muon_step
 from gpt_lightning.optim.optimizer import adamw_step
-from gpt_lightning.optim.rescale import StepSettings, rescaled, rounded
+from gpt_lightning.optim.rescale import StepSettings, ramp_overlay, rescaled, rounded
 
 ADAMW = {"lr": 2e-3, "lr_ratio": 1.0, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "fused": False}
 MUON = {"lr": 2e-3, "lr_ratio": 1.0, "weight_decay": 0.1, "momentum": 0.95, "adjust_lr": "match_rms_adamw"}
@@ -91,3 +91,10 @@ def test_a_rescaled_optimizer_is_as_far_after_the_same_tokens(settings, ratio):
     if "momentum" in settings:
         over_tokens = {**settings, **rescaled(settings, ratio), "momentum": settings["momentum"] ** ratio}
         assert noisy_quadratic(over_tokens, ratio) != pytest.approx(same, rel=0.05)
+
+
+def test_a_ramp_gets_a_start_that_fits_the_new_batch():
+    ramp = {"ramp_tokens": 1000, "start_batch_tokens": 64}
+    assert ramp_overlay(ramp, 32, 256) == {} and ramp_overlay({**ramp, "ramp_tokens": 0}, 128, 256) == {}
+    assert ramp_overlay(ramp, 128, 256) == {"batch_ramp": {"start_batch_tokens": 128}}
+    assert ramp_overlay(ramp, 16, 32) == {"batch_ramp": {"start_batch_tokens": 32}}

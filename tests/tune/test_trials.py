@@ -13,7 +13,6 @@ from gpt_lightning.report.metrics_csv import read_metrics
 from gpt_lightning.run.build import build
 from gpt_lightning.run.fit import run
 from gpt_lightning.run.stack import Stack, read_stack
-from gpt_lightning.tune.suggest.advice import ramp_layer
 from gpt_lightning.tune.trials import train, trial_stack
 from tests.fixtures import arguments, environment
 
@@ -71,13 +70,6 @@ def test_models_of_earlier_trials_do_not_pile_up(folder):
 def test_a_run_whose_loss_is_no_longer_finite_ends_at_once(folder):
     trial = train(stack(), {"model.optim.lr": 1e30, "trainer.gradient_clip_val": None})
     assert trial.val_loss == float("inf") and trial.tokens < 1024
-
-
-def test_a_ramp_gets_a_start_that_fits_the_new_batch():
-    ramp = {"ramp_tokens": 1000, "start_batch_tokens": 64}
-    assert ramp_layer(ramp, 32, 256) == {} and ramp_layer({**ramp, "ramp_tokens": 0}, 128, 256) == {}
-    assert ramp_layer(ramp, 128, 256) == {"batch_ramp": {"start_batch_tokens": 128}}
-    assert ramp_layer(ramp, 16, 32) == {"batch_ramp": {"start_batch_tokens": 32}}
 
 
 def test_resuming_with_another_optimizer_is_refused(folder, capsys):

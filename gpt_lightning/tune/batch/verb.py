@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from gpt_lightning.callbacks.gradient_noise import CriticalBatch, GradientNoiseScale, critical_batch
-from gpt_lightning.optim.rescale import rescaled, rounded
+from gpt_lightning.optim.rescale import ramp_overlay, rescaled, rounded
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.tune.batch.branches import Branch, check_length, measure_branches
 from gpt_lightning.tune.batch.choice import Choice, choose_batch
@@ -29,7 +29,6 @@ from gpt_lightning.tune.batch.micro_batch import (
     memory_limit,
 )
 from gpt_lightning.tune.results import IfExists
-from gpt_lightning.tune.suggest.advice import ramp_layer
 from gpt_lightning.tune.trials import identity, train
 from gpt_lightning.tune.verb import Job, Verb
 
@@ -164,7 +163,7 @@ def tune_batch(job: Job) -> BatchResult:
         branches = measure_branches(stack, folder, tokens)
     now, best = choose_batch(sizes, critical.tokens, T, stack.n_devices, batch_tokens)
     optim = rounded(rescaled(stack["model.optim"].as_dict(), best.batch_tokens / batch_tokens))
-    ramp = ramp_layer(stack["batch_ramp"].as_dict(), best.micro_step_tokens, best.batch_tokens)
+    ramp = ramp_overlay(stack["batch_ramp"].as_dict(), best.micro_step_tokens, best.batch_tokens)
     data = {"batch_tokens": best.batch_tokens, "micro_batch_size": best.micro_batch_size}
     changes = {"model": {"optim": optim}, "data": data, **ramp}
     return BatchResult(T, sizes, critical, settled, now, best, optim, branches, changes)

@@ -15,7 +15,6 @@ from gpt_lightning.tune.suggest.laws import LAWS, Case, Law, compute_optimal, gp
 
 MIN_TOKENS_PER_PARAMETER = 20  # about compute-optimal (Hoffmann et al. 2022, arXiv 2203.15556)
 MIN_STEPS = 100  # below this no schedule has its shape
-RAMP_START = 32_768  # tokens; what callbacks/batch_ramp.py starts from when not told
 MAX_EPOCHS = 4  # up to here repeated text is almost as good as new (Muennighoff et al. 2023, arXiv 2305.16264)
 
 
@@ -195,10 +194,3 @@ def _law_row(law: Law, case: Case, n_flops: float, weight_decay: float | None) -
         "weight_decay": weight_decay,
         "size": {"n_params_non_embedding": size[0], "n_tokens": size[1]} if size else None,
     }
-
-
-def ramp_layer(ramp: Mapping[str, Any], micro_step_tokens: int, batch_tokens: int) -> dict[str, Any]:
-    """The keys that a batch ramp needs beside a new batch: a start between one micro-step and the full batch."""
-    start = ramp.get("start_batch_tokens", RAMP_START)
-    fitting = min(max(start, micro_step_tokens), batch_tokens)
-    return {"batch_ramp": {"start_batch_tokens": fitting}} if ramp.get("ramp_tokens") and fitting != start else {}

@@ -16,9 +16,10 @@ from gpt_lightning.data.mixture import as_mixture, open_mixture
 from gpt_lightning.data.shards import Split
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.flops import flops_per_token
+from gpt_lightning.optim.rescale import ramp_overlay
 from gpt_lightning.run.stack import Stack, flatten
 from gpt_lightning.tune.results import IfExists, TuneFolder
-from gpt_lightning.tune.suggest.advice import Run, advise, ramp_layer
+from gpt_lightning.tune.suggest.advice import Run, advise
 from gpt_lightning.tune.suggest.result import SuggestResult
 from gpt_lightning.tune.verb import Job, Verb
 
@@ -134,7 +135,7 @@ def _tuned(stack: Stack, recommended: Mapping[str, Any], source: str) -> dict[st
         data["micro_batch_size"] = recommended["micro_batch_size"]
     horizon = {} if source == "max_tokens" else {"max_tokens": recommended["max_tokens"]}
     unit = micro_step_tokens(recommended["micro_batch_size"], stack["data.context_length"], stack.n_devices)
-    ramp = ramp_layer(stack["batch_ramp"].as_dict(), unit, recommended["batch_tokens"])
+    ramp = ramp_overlay(stack["batch_ramp"].as_dict(), unit, recommended["batch_tokens"])
     return {**horizon, "model": {"optim": optim}, "data": data, **ramp}
 
 
