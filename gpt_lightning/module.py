@@ -1,7 +1,8 @@
 """GPTModule: the model as Lightning trains it. Steps, loss, clipping, optimizer; nothing else.
 
-What it adds to the GPT: the tokens seen, which every schedule counts in; the gradient norm, which Lightning throws
-away; and updates that are left out when a gradient is not finite. What is measured and shown lives in callbacks/.
+What it adds to the GPT: the tokens seen, which every schedule counts in; gradients of the mean over all targets of a
+step, however they fall into micro-steps and ranks; the gradient norm, which Lightning throws away; and updates that are
+left out when a gradient is not finite. What is measured and shown lives in callbacks/.
 """
 
 from collections.abc import Callable
@@ -13,20 +14,19 @@ from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
 from gpt_lightning.checkpoint import check_same_model, gpt_config_to_dict, load_gpt_weights
 from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.model.flops import count_parameters
 from gpt_lightning.model.gpt import GPT, Block, GPTConfig
-from gpt_lightning.model.loss import IGNORED, LossConfig, linear_cross_entropy, token_nats
+from gpt_lightning.model.loss import IGNORED, CrossEntropy, Loss, StepMean, sum_dtype, token_nats
 from gpt_lightning.model.own_block import block_spec, own_block
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.model.sharding import build_sharded
 from gpt_lightning.optim.config import OptimConfig, timescale_weight_decay
 from gpt_lightning.optim.groups import gradient_norm, number_by_model
-from gpt_lightning.optim.optimizer import build_optimizer
+from gpt_lightning.optim.optimizer import TokenSchedule, build_optimizer
 from gpt_lightning.optim.schedules import ScheduleConfig, lr_multiplier
 
 Batch = tuple[Tensor, Tensor]
@@ -38,7 +38,7 @@ class GPTModule(LightningModule):
     Args:
         gpt: The architecture; vocab_size and context_length come from the data.
         block: Makes a layer from the architecture: your own class, by import path, with its settings.
-        loss: How the training loss is computed.
+        loss: The training loss; val/loss is the cross entropy whatever is trained on.
         optim: The optimizer.
         schedule: The learning rate over the run, in tokens.
         max_tokens: The horizon that the schedule refers to, in tokens; comes from the run's max_tokens.
@@ -50,7 +50,7 @@ class GPTModule(LightningModule):
         self,
         gpt: GPTConfig = GPTConfig(),  # noqa: B008 (frozen, and its values are the defaults that --help shows)
         block: Callable[[GPTConfig], nn.Module] = Block,
-        loss: LossConfig = LossConfig(),  # noqa: B008
+        loss: Loss = CrossEntropy(),  # noqa: B008 (it has no state)
         optim: OptimConfig = OptimConfig(),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         max_tokens: int = 300_000_000,
@@ -58,12 +58,15 @@ class GPTModule(LightningModule):
         init_from: str | None = None,
     ):
         super().__init__()
-        self.gpt_config, self.loss_config, self.optim_config = gpt, loss, optim
+        self.gpt_config, self.loss, self.optim_config = gpt, loss, optim
         self.block, self.block_spec, self.own_block = block, block_spec(block), own_block(block)
+        if list(self.loss.parameters()):
+            raise ValueError(f"loss {type(self.loss).__name__} has parameters, which nothing would train; use buffers")
         self.schedule, self.max_tokens = schedule, max_tokens
         self.compile_blocks, self.init_from = compile, init_from
         self.gpt: GPT | None = None  # built in configure_model, once the strategy is known
         self.tokens_seen = 0
+        self.step = StepMean()
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self.skipped_steps: Tensor | None = None  # in a row, for gradients that were not finite
         self.token_bytes: Tensor | None = None  # (V,) bytes of text per token, where there is a tokenizer
@@ -81,7 +84,7 @@ class GPTModule(LightningModule):
     def setup(self, stage: str) -> None:
         self.token_bytes = getattr(_datamodule(self), "token_bytes", None)
         for metric in (self.total_nats, self.total_tokens, self.total_bytes):
-            metric.set_dtype(torch.float64 if self.device.type != "mps" else torch.float32)
+            metric.set_dtype(sum_dtype(self.device))
 
     def forward(self, tokens: Tensor) -> Float[Tensor, "batch time vocab"]:
         return self._net(tokens)
@@ -90,17 +93,15 @@ class GPTModule(LightningModule):
         tokens, targets = batch
         hidden = self._net.hidden_states(tokens)
         self.tokens_seen += tokens.numel() * self.trainer.world_size
-        return linear_cross_entropy(
-            hidden.flatten(0, 1), self._net.readout_weight, targets.flatten(), self.loss_config.chunk_tokens
-        )
+        loss, count = self.loss(hidden.flatten(0, 1), self._net.readout_weight, targets.flatten())
+        return self.step.add(loss, count, self._text_bytes(targets), targets.numel())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        nats, targets = self._nats(batch), batch[1]
-        self.total_nats.update(nats.sum())
+        targets = batch[1]
+        self.total_nats.update(self._nats(batch).sum())
         self.total_tokens.update((targets != IGNORED).sum())
         if self.token_bytes is not None:
-            self.token_bytes = self.token_bytes.to(targets.device)
-            self.total_bytes.update(self.token_bytes[targets[targets != IGNORED]].sum())
+            self.total_bytes.update(self._text_bytes(targets))
 
     test_step = validation_step
 
@@ -126,12 +127,13 @@ class GPTModule(LightningModule):
         )
 
         def multiplier(step: int) -> float:
-            half_batch = micro_step * self.trainer.accumulate_grad_batches / 2  # a batch ramp changes the accumulation
-            return lr_multiplier(self.schedule, self.tokens_seen + half_batch, self.max_tokens)
+            batch = micro_step * self.trainer.accumulate_grad_batches  # which a batch ramp changes
+            batch = min(batch, max(self.max_tokens - self.tokens_seen, 0))  # the last step may go past the horizon
+            return lr_multiplier(self.schedule, self.tokens_seen + batch / 2, self.max_tokens)
 
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, multiplier), "interval": "step"},
+            "lr_scheduler": {"scheduler": TokenSchedule(optimizer, multiplier), "interval": "step"},
         }
 
     def configure_gradient_clipping(
@@ -140,15 +142,17 @@ class GPTModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by `gradient_norm` and keep the norm; leave the update out, without a sync, when it is not finite.
+        """Turn the gradient into that of the mean over the step's targets, clip it by `gradient_norm`, keep the norm.
 
-        Lightning's own forgets the norm. The step takes `found_inf` from GradScaler's protocol: where it is 1, weights
-        and moments stay as they are.
+        One multiplication does both, without a sync. An update whose norm is not finite is left out: the step takes
+        `found_inf` from GradScaler's protocol, and where it is 1, weights and moments stay as they are. Lightning's own
+        clipping forgets the norm.
         """
         norm = gradient_norm(optimizer.param_groups)
-        if gradient_clip_val:
-            parameters = [p for p in self._net.parameters() if p.grad is not None]
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        to_mean = self.step.finish(self.trainer.accumulate_grad_batches, self.trainer.world_size).to(norm.dtype)
+        norm = norm * to_mean
+        clip = torch.clamp(gradient_clip_val / (norm + 1e-6), max=1.0) if gradient_clip_val else 1.0
+        torch._foreach_mul_([p.grad for p in self._net.parameters() if p.grad is not None], to_mean * clip)
         skipped = (~torch.isfinite(norm)).to(torch.float32)
         setattr(getattr(optimizer, "optimizer", optimizer), "found_inf", skipped)  # noqa: B010 (not in torch's types)
         self.grad_norm = norm
@@ -209,8 +213,15 @@ class GPTModule(LightningModule):
     def _nats(self, batch: Batch) -> Float[Tensor, "batch time"]:
         tokens, targets = batch
         hidden = self._net.hidden_states(tokens).flatten(0, 1)
-        nats = token_nats(hidden, self._net.readout_weight, targets.flatten(), self.loss_config.chunk_tokens)
+        nats = token_nats(hidden, self._net.readout_weight, targets.flatten(), self.loss.chunk_tokens)
         return nats.view_as(targets)
+
+    def _text_bytes(self, targets: Tensor) -> Tensor:
+        """Bytes of text of the targets that are not -100; 0 without a tokenizer."""
+        if self.token_bytes is None:
+            return torch.zeros((), device=targets.device)
+        self.token_bytes = self.token_bytes.to(targets.device)
+        return (self.token_bytes[targets.clamp(min=0)] * (targets != IGNORED)).sum()
 
     def _log_scores(self, split: str) -> None:
         nats, tokens = self.total_nats.compute(), self.total_tokens.compute()

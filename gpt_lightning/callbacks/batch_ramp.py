@@ -18,7 +18,8 @@ step follows from the tokens and micro-steps before it alone, so a resumed run n
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from torch.optim.lr_scheduler import LambdaLR
+
+from gpt_lightning.optim.optimizer import TokenSchedule
 
 from gpt_lightning.optim.rescale import LRRule, StepSettings
 
@@ -106,13 +107,6 @@ class BatchRamp(Callback):
         if n != trainer.accumulate_grad_batches or self._next is None:
             trainer.accumulate_grad_batches = n
             for config in trainer.lr_scheduler_configs:
-                _set_lr(config.scheduler)
+                if isinstance(config.scheduler, TokenSchedule):  # it took the middle of a step as large as the last
+                    config.scheduler.refresh()
         return n
-
-
-def _set_lr(scheduler: Any) -> None:
-    """The learning rate of the coming step again: the scheduler took the middle of one as large as the last."""
-    if isinstance(scheduler, LambdaLR):
-        multipliers = [multiplier(scheduler.last_epoch) for multiplier in scheduler.lr_lambdas]
-        for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, multipliers, strict=True):
-            group["lr"] = base * factor

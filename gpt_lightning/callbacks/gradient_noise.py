@@ -26,6 +26,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gpt_lightning.callbacks.steps import begins_step
+
 KEPT = 10_000  # last estimates that are kept for an interval
 Number = TypeVar("Number", float, Tensor)
 
@@ -150,7 +152,7 @@ class GradientNoiseScale(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         k = trainer.accumulate_grad_batches
-        if not self.interval_steps or batch_idx % k or trainer.global_step % self.interval_steps:
+        if not self.interval_steps or trainer.global_step % self.interval_steps or not begins_step(trainer, batch_idx):
             return
         self._shape = batch[0].shape
         layer_norms = k * trainer.world_size == 1
@@ -169,7 +171,8 @@ class GradientNoiseScale(Callback):
         square = (norm.float() / scale) ** 2
         total: Any = trainer.strategy.reduce(watch.total / hooks / hooks, reduce_op="mean")
         b, n = (1, self._shape[0]) if self._layer_norms else (self._shape[0], k * trainer.world_size)
-        # Lightning divides each micro-batch's loss by k, and the loss of a micro-batch is the mean over its examples:
+        # Lightning divides each micro-batch's loss by k, and the loss of a micro-batch is the mean over its examples
+        # (over all their targets, also those that do not count: the module corrects that later, by one factor):
         # either way the parts that were summed are g_i / k or g_i / b, and the mean is over as many.
         small = total * (n if self._layer_norms else k)
         self._pending.append(torch.stack(noise_estimates(small, square, b, n)))

@@ -8,6 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from gpt_lightning.callbacks.steps import ends_step
+
 
 class TokenHorizon(Callback):
     """Stop at the end of the step in which the module has seen its max_tokens, or at once when it already has."""
@@ -19,5 +21,4 @@ class TokenHorizon(Callback):
         self.on_fit_start(trainer, pl_module)  # sharded strategies load their checkpoint in between
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step_ends = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        trainer.should_stop |= step_ends and pl_module.tokens_seen >= pl_module.max_tokens
+        trainer.should_stop |= ends_step(trainer, batch_idx) and pl_module.tokens_seen >= pl_module.max_tokens

@@ -16,7 +16,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from gpt_lightning.callbacks.steps import ends_step
 from gpt_lightning.model.flops import flops_per_token, peak_flops
+from gpt_lightning.model.loss import CrossEntropy, sum_dtype
 from gpt_lightning.report.metrics_csv import append_metrics, truncate_metrics
 
 MAX_SKIPPED_STEPS = 20  # updates in a row with a gradient that is not finite: the run is lost
@@ -41,33 +43,38 @@ class RunMetrics(Callback):
         self.max_skipped_steps = max_skipped_steps
         self.sources = sources
         self.latest: dict[str, float] = {}
-        self._nats_and_bytes: Tensor | None = None
-        self._step = self._tokens = 0
+        self._sums: Tensor | None = None  # since the last row, over all ranks: loss, targets that count, bytes of text
+        self._tokens = 0
         self._started = self._lr = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        self._sums = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._sums is None else {"sums": self._sums.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._sums = torch.tensor(state_dict["sums"], dtype=torch.float64)  # so that the next row is a whole one
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         if self.path and trainer.is_global_zero:
             truncate_metrics(self.path, pl_module.tokens_seen)  # rows past the checkpoint that is resumed
-        self._reset(trainer, pl_module)
+        if self._sums is not None:
+            self._sums = self._sums.to(pl_module.device, sum_dtype(pl_module.device))
+        self._start_clock(pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         self._lr = optimizer.param_groups[0]["lr"]  # by the time the step is logged, the scheduler has moved on
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        targets = batch[1]
-        # Lightning divides each micro-step's loss by the accumulation
-        nats = outputs["loss"].detach() * trainer.accumulate_grad_batches * targets.numel()
-        if pl_module.token_bytes is None:
-            text_bytes = torch.zeros((), device=targets.device)
-        else:
-            pl_module.token_bytes = pl_module.token_bytes.to(targets.device)
-            text_bytes = pl_module.token_bytes[targets].sum()
-        sums = torch.stack([nats.double(), text_bytes.double()])
-        self._nats_and_bytes = sums if self._nats_and_bytes is None else self._nats_and_bytes + sums
-        step, interval = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if step != self._step and (step % interval == 0 or pl_module.tokens_seen >= pl_module.max_tokens):
+        if not ends_step(trainer, batch_idx):
+            return
+        self._sums = pl_module.step.totals if self._sums is None else self._sums + pl_module.step.totals
+        interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.global_step % interval == 0 or pl_module.tokens_seen >= pl_module.max_tokens:
             self.write(trainer, self._training_metrics(trainer, pl_module))
-            self._reset(trainer, pl_module)
+            self._sums = None
+            self._start_clock(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._pause_started = time.perf_counter()
@@ -87,15 +94,13 @@ class RunMetrics(Callback):
             logger.log_metrics(metrics, step=int(metrics["tokens"]))
 
     def _training_metrics(self, trainer: Trainer, module: Any) -> dict[str, float]:
-        assert self._nats_and_bytes is not None
-        tokens = module.tokens_seen - self._tokens
-        sums: Any = trainer.strategy.reduce(self._nats_and_bytes, reduce_op="sum")
-        nats, text_bytes = sums.tolist()  # the one synchronisation
-        rate = tokens / (time.perf_counter() - self._started)
+        assert self._sums is not None
+        loss, n_targets, text_bytes = self._sums.tolist()  # the one synchronisation
+        rate = (module.tokens_seen - self._tokens) / (time.perf_counter() - self._started)
         metrics: dict[str, float] = {"tokens": module.tokens_seen, "step": trainer.global_step}
-        metrics["train/loss"] = nats / tokens
-        if text_bytes:
-            metrics["train/bits_per_byte"] = nats / math.log(2) / text_bytes
+        metrics["train/loss"] = loss / n_targets if n_targets else math.nan
+        if text_bytes and type(module.loss) is CrossEntropy:  # others are not in nats per token
+            metrics["train/bits_per_byte"] = loss / math.log(2) / text_bytes
         metrics["train/grad_norm"] = module.grad_norm.item()
         metrics["train/lr"] = self._lr
         metrics["throughput/tokens_per_second"] = rate
@@ -115,7 +120,6 @@ class RunMetrics(Callback):
                 "lower model.optim.lr, or look at the data after it"
             )
 
-    def _reset(self, trainer: Trainer, module: Any) -> None:
-        self._nats_and_bytes = None
-        self._tokens, self._step = module.tokens_seen, trainer.global_step
+    def _start_clock(self, module: Any) -> None:
+        self._tokens = module.tokens_seen
         self._started = time.perf_counter()

@@ -1,42 +1,94 @@
-"""Cross entropy of the readout in chunks: the (tokens, vocab) logits never exist as a whole.
+"""Training losses on the readout, in chunks: the (tokens, vocab) logits never exist as a whole.
 
-For GPT-3's vocabulary the logits are by far the largest tensor of a training step: 2048 tokens x 50257 x 4 bytes is
-0.4 GB, and plain cross entropy holds several copies. Here a chunk's logits become loss and gradient at once, in the
-forward pass, so nothing is computed twice and the chunk stays in the cache of the processor.
+A loss gives a sum and a count, not a mean, so that accumulation and ranks can divide by the targets of the whole step.
+Another loss is a subclass of TokenLoss with the two lines of `per_token`, or of Loss; `CrossEntropy`, the default, has
+a faster path of its own. For GPT-3's vocabulary the logits are by far the largest tensor of a training step: 2048
+tokens x 50257 x 4 bytes is 0.4 GB, and plain cross entropy holds several copies. There a chunk's logits become loss
+and gradient at once, in the forward pass, so nothing is computed twice and the chunk stays in the processor's cache.
 
 Why not `torch.nn.functional.linear_cross_entropy`: with 4096 tokens, d_model 384 and V 8192 in bf16 on two cores it
 took 2.1 to 2.4 x our time (torch 2.13; scripts/benchmark_training.py prints the ratio), and torch before 2.13 lacks it.
 """
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 IGNORED = torch.nn.CrossEntropyLoss().ignore_index  # torch's mark of a target that does not count
 VOCAB_ROWS = 8_192  # of the weight's gradient at once: for GPT-3's vocabulary a whole product would take 77 MB
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """How the training loss is computed."""
-
-    chunk_tokens: int | None = None
-    """Tokens whose logits exist at once, at chunk_tokens x vocab_size x 4 bytes; chosen by device when not given."""
-
-    def __post_init__(self) -> None:
-        if self.chunk_tokens is not None and self.chunk_tokens < 1:
-            raise ValueError(f"chunk_tokens {self.chunk_tokens}: must be at least 1")
 
 
 def default_chunk_tokens(vocab_size: int, device: torch.device) -> int:
     """Chunks of 34 MB of logits on a CPU, where more does not stay in the cache, and of 0.5 GB elsewhere."""
     tokens = (2**23 if device.type == "cpu" else 2**27) // vocab_size
     return min(max(tokens // 64 * 64, 64), 512 if device.type == "cpu" else 8192)
+
+
+class Loss(nn.Module, ABC):
+    """A training loss: a sum, and what to divide it by. It may not own parameters, for nothing would train them.
+
+    Args:
+        chunk_tokens: Tokens whose logits exist at once, at chunk_tokens x vocab_size x 4 bytes; chosen by device when
+            not given.
+    """
+
+    def __init__(self, chunk_tokens: int | None = None):
+        super().__init__()
+        if chunk_tokens is not None and chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens {chunk_tokens}: must be at least 1")
+        self.chunk_tokens = chunk_tokens
+
+    @abstractmethod
+    def forward(
+        self,
+        hidden: Float[Tensor, "tokens d_model"],
+        weight: Float[Tensor, "vocab d_model"],
+        targets: Int[Tensor, " tokens"],
+    ) -> tuple[Float[Tensor, ""], Tensor]:
+        """Sum of the loss over the targets that are not -100, and their number or weight, a tensor of no dimension.
+
+        `weight` is the readout matrix: logits are hidden @ weight.T. A step's gradient is that of the sums of all its
+        micro-steps and ranks, divided by all their counts.
+        """
+
+
+class TokenLoss(Loss):
+    """A loss of each target by itself: a subclass says which, in `per_token`. Costs one more product with the readout.
+
+    Args:
+        chunk_tokens: Tokens whose logits exist at once, at chunk_tokens x vocab_size x 4 bytes; chosen by device when
+            not given.
+    """
+
+    @abstractmethod
+    def per_token(
+        self, logits: Float[Tensor, "tokens vocab"], targets: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, " tokens"]:
+        """The loss of each target, from logits in float32; targets of -100 are left out by the caller."""
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "tokens d_model"],
+        weight: Float[Tensor, "vocab d_model"],
+        targets: Int[Tensor, " tokens"],
+    ) -> tuple[Float[Tensor, ""], Tensor]:
+        """Sum over the targets that are not -100, and their number; a chunk's logits are made again in backward."""
+
+        def chunk_sum(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+            logits = F.linear(x, w)
+            values = self.per_token(logits.to(_at_least_float32(logits.dtype)), y.clamp(min=0))
+            return torch.where(y != IGNORED, values, 0.0).sum()
+
+        n = self.chunk_tokens or default_chunk_tokens(len(weight), hidden.device)
+        chunks = zip(hidden.split(n), targets.split(n), strict=True)
+        sums = [checkpoint(chunk_sum, x, y, weight, use_reentrant=False) for x, y in chunks]
+        return torch.stack(sums).sum(), (targets != IGNORED).sum()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -81,20 +133,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden.to(dtypes[0]).mul_(grad_total), grad_weight.to(dtypes[1]).mul_(grad_total), None, None
 
 
+class CrossEntropy(Loss):
+    """Cross entropy in nats, the loss of every GPT: loss and gradients of a chunk are made at once, in forward.
+
+    Args:
+        chunk_tokens: Tokens whose logits exist at once, at chunk_tokens x vocab_size x 4 bytes; chosen by device when
+            not given.
+    """
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "tokens d_model"],
+        weight: Float[Tensor, "vocab d_model"],
+        targets: Int[Tensor, " tokens"],
+    ) -> tuple[Float[Tensor, ""], Tensor]:
+        """Sum of the nats over the targets that are not -100, and their number.
+
+        Matrix products run in the autocast dtype, the softmax and the sums in float32 (float64 for float64 input).
+        Differentiable once, in hidden and weight.
+        """
+        chunk_tokens = self.chunk_tokens or default_chunk_tokens(len(weight), hidden.device)
+        total = _LinearCrossEntropy.apply(hidden, weight, targets, chunk_tokens)
+        return total, (targets != IGNORED).sum()
+
+
 def linear_cross_entropy(
     hidden: Float[Tensor, "tokens d_model"],
     weight: Float[Tensor, "vocab d_model"],
     targets: Int[Tensor, " tokens"],
     chunk_tokens: int | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean cross entropy in nats over the targets that are not -100, equal to that of the plain logits.
-
-    Matrix products run in the autocast dtype, the softmax and the sums in float32 (float64 for float64 input).
-    Differentiable once, in hidden and weight.
-    """
-    chunk_tokens = chunk_tokens or default_chunk_tokens(len(weight), hidden.device)
-    total = _LinearCrossEntropy.apply(hidden, weight, targets, chunk_tokens)
-    return total / (targets != IGNORED).sum().clamp(min=1)
+    """Mean cross entropy in nats over the targets that are not -100, equal to that of the plain logits."""
+    total, count = CrossEntropy(chunk_tokens)(hidden, weight, targets)
+    return total / count.clamp(min=1)
 
 
 @torch.no_grad()
@@ -110,6 +181,50 @@ def token_nats(
     dtype = _at_least_float32(hidden.dtype)
     losses = [F.cross_entropy(F.linear(x, weight).to(dtype), y, reduction="none") for x, y in chunks]
     return torch.cat(losses)
+
+
+class StepMean:
+    """The mean over all targets of a step that count, in whichever micro-step and on whichever rank they are.
+
+    Lightning takes the mean over micro-steps and DDP that over ranks, and a mean of means weighs a target by its
+    neighbours. So each micro-step gives its sum over a constant, and the step's gradient is corrected once, without a
+    synchronisation. Where every target counts, the factor is exactly 1.
+    """
+
+    def __init__(self) -> None:
+        self.totals: Tensor | None = None  # of the last step, over all ranks: loss, targets that count, bytes of text
+        self._sums: Tensor | None = None  # of the step under way, on this rank
+        self._n_targets = 0
+
+    @property
+    def loss(self) -> Tensor:
+        """Mean loss of the last step, over all ranks."""
+        assert self.totals is not None, "no step has ended"
+        return self.totals[0] / self.totals[1]
+
+    def add(self, loss: Tensor, count: Tensor, text_bytes: Tensor, n_targets: int) -> Float[Tensor, ""]:
+        """What a micro-step calls backward on: its sum over its targets, of which only `count` may count."""
+        sums = torch.stack([x.detach().to(sum_dtype(x.device)) for x in (loss, count, text_bytes)])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._n_targets = self._n_targets or n_targets  # constant, and the same on every rank
+        return loss / self._n_targets
+
+    def finish(self, n_micro_steps: int, n_ranks: int) -> Float[Tensor, ""]:
+        """End the step: what its gradient, a mean over micro-steps and ranks, is to be multiplied by.
+
+        0 when no target counts, for then the gradient is 0.
+        """
+        assert self._sums is not None, "the step has no micro-step"
+        self.totals, self._sums = self._sums, None
+        if n_ranks > 1:
+            torch.distributed.all_reduce(self.totals)  # the strategy's own reduce waits at a barrier before it
+        count = self.totals[1]
+        return torch.where(count == 0, 0.0, self._n_targets * n_micro_steps * n_ranks / count)
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """For sums over many steps; MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:

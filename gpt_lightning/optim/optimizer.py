@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
+from torch.optim.lr_scheduler import LambdaLR
 
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.groups import Facts, Multipliers, parameter_groups
@@ -25,10 +26,11 @@ class RoleOptimizer(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        own = [{"parts": group["parts"]} if "parts" in group else {} for group in self.param_groups]
+        """Take the moments alone: lr, decay, betas and the like stay those that this optimizer was built with."""
+        own = [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
         super().load_state_dict(state_dict)
-        for group, of_the_model in zip(self.param_groups, own, strict=True):  # not the checkpoint's
-            group.update(of_the_model)
+        for group, settings in zip(self.param_groups, own, strict=True):
+            group.update(settings)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -40,6 +42,25 @@ class RoleOptimizer(torch.optim.Optimizer):
             step = muon_step if group["algorithm"] == "muon" else adamw_step
             step(group, self.state, self.found_inf)
         return loss
+
+
+class TokenSchedule(LambdaLR):
+    """A multiplier of every group's learning rate, from the module's tokens; it has nothing to load but the steps."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on from the saved step, with the peak and the schedule of this run."""
+        peaks = self.base_lrs
+        super().load_state_dict(state_dict)
+        self.base_lrs = peaks
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Set the learning rate of the coming step again, after what it depends on has changed."""
+        self._last_lr = [
+            base * multiplier(self.last_epoch) for base, multiplier in zip(self.base_lrs, self.lr_lambdas, strict=True)
+        ]
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
 
 
 def adamw_step(group: Mapping[str, Any], state: MutableMapping[Tensor, Any], found_inf: Tensor | None) -> None:

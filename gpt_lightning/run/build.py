@@ -22,6 +22,7 @@ from gpt_lightning.callbacks.metrics import RunMetrics
 from gpt_lightning.callbacks.preemption import Preemption
 from gpt_lightning.callbacks.progress import TokenProgressBar
 from gpt_lightning.callbacks.resume import ResumeRandomState
+from gpt_lightning.callbacks.steps import WholeSteps
 from gpt_lightning.checkpoint import find_checkpoint
 from gpt_lightning.data.batches import accumulation, micro_step_tokens
 from gpt_lightning.data.datamodule import CorpusDataModule
@@ -61,7 +62,8 @@ def build(stack: Stack, callbacks: Sequence[Callback] = (), folder: RunDir | Non
             None if folder is None else folder / "metrics.csv",
             sources=[callback.metrics for callback in steering if isinstance(callback, GradientNoiseScale)],
         )
-        own = [*(parts.trainer.callbacks or []), *steering, *callbacks, TokenHorizon(), ResumeRandomState()]
+        whole_steps = WholeSteps(ramp=parts.batch_ramp.ramp_tokens > 0)
+        own = [*(parts.trainer.callbacks or []), *steering, *callbacks, whole_steps, TokenHorizon(), ResumeRandomState()]
         if folder is not None:
             own += [metrics, *_writing(stack, folder, metrics), parts.samples]
         trainer = _trainer(parts.trainer, own)

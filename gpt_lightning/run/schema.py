@@ -104,6 +104,7 @@ def full_parser(**kwargs: Any) -> jsonargparse.ArgumentParser:
     settings |= {"batch_ramp": BatchRamp, "gradient_noise": GradientNoiseScale}
     for key, kind in settings.items():
         parser.add_lightning_class_args(kind, key)
+    parser.set_defaults({"model.loss": {"class_path": "gpt_lightning.model.loss.CrossEntropy"}})
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
     parser.link_arguments("max_tokens", "model.max_tokens")
     parser.link_arguments("data.context_length", "model.gpt.context_length")

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gpt_lightning.callbacks.metrics import MAX_SKIPPED_STEPS
+from gpt_lightning.callbacks.steps import ends_step
 from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.data.mixture import as_mixture, open_mixture
 from gpt_lightning.run.build import Run, build
@@ -127,17 +128,12 @@ class LossCurve(Callback):
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.diverged = False
-        self._sum: torch.Tensor | float = 0.0
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._sum = self._sum + outputs["loss"].detach()  # Lightning has divided it by the accumulation
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            loss, self._sum = float(self._sum), 0.0
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if ends_step(trainer, batch_idx):
+            loss = pl_module.step.loss.item()
             self.losses.append(loss)
-            skipped = getattr(pl_module, "skipped_steps", None)
-            if not loss < float("inf") or (skipped is not None and skipped.item() >= MAX_SKIPPED_STEPS):
+            if not loss < float("inf") or pl_module.skipped_steps.item() >= MAX_SKIPPED_STEPS:
                 self.diverged = trainer.should_stop = True
 
 

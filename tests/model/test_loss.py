@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gpt_lightning.model.loss import LossConfig, linear_cross_entropy, token_nats
+from gpt_lightning.model.loss import CrossEntropy, TokenLoss, linear_cross_entropy, token_nats
 
 N, D, V = 37, 12, 101
 
@@ -30,6 +30,24 @@ def test_value_and_gradients_are_those_of_plain_cross_entropy(chunk_tokens, igno
     loss = linear_cross_entropy(hidden, weight, targets, chunk_tokens)
     torch.testing.assert_close(loss, plain)
     torch.testing.assert_close(torch.autograd.grad(loss, (hidden, weight)), expected)
+
+
+class PlainCrossEntropy(TokenLoss):
+    def per_token(self, logits, targets):
+        assert (targets >= 0).all()
+        return F.cross_entropy(logits, targets, reduction="none")
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 8, 36, 37, 1000])
+@pytest.mark.parametrize("loss", [CrossEntropy, PlainCrossEntropy])
+def test_a_loss_gives_the_sum_over_targets_that_count_and_their_number(chunk_tokens, loss):
+    hidden, weight, targets = inputs()
+    plain = F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum")
+    expected = torch.autograd.grad(plain, (hidden, weight))
+    total, count = loss(chunk_tokens)(hidden, weight, targets)
+    assert count == N - 4
+    torch.testing.assert_close(total, plain)
+    torch.testing.assert_close(torch.autograd.grad(total, (hidden, weight)), expected)
 
 
 def test_gradients_are_scaled_by_what_comes_from_above():
@@ -87,8 +105,10 @@ def test_no_tensor_ever_has_an_element_per_token_and_vocabulary_entry():
         F.cross_entropy(F.linear(hidden, weight), targets).backward()
     with LargestTensor() as chunked:
         linear_cross_entropy(hidden, weight, targets, 8).backward()
+    with LargestTensor() as own:
+        PlainCrossEntropy(8)(hidden, weight, targets)[0].backward()
     assert plain.n_elements == 64 * 500
-    assert chunked.n_elements == 8 * 500
+    assert chunked.n_elements == own.n_elements == 8 * 500
 
 
 def test_token_nats_are_plain_cross_entropy_per_token():
@@ -99,4 +119,4 @@ def test_token_nats_are_plain_cross_entropy_per_token():
 
 def test_a_chunk_of_nothing_is_refused():
     with pytest.raises(ValueError, match="chunk_tokens 0"):
-        LossConfig(chunk_tokens=0)
+        CrossEntropy(chunk_tokens=0)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from gpt_lightning.callbacks.steps import ends_step
 from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.tune.trials import train
@@ -52,8 +53,7 @@ class StepTimes(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         seconds = _now(pl_module.device) - self._started
-        updates = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        (self.updating if updates else self.plain).append(seconds)
+        (self.updating if ends_step(trainer, batch_idx) else self.plain).append(seconds)
 
 
 def measure_micro_batch(stack: Stack, micro_batch_size: int) -> MicroBatch | None:

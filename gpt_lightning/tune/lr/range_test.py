@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, Trainer
 
+from gpt_lightning.callbacks.steps import ends_step
+
 LOWEST, HIGHEST = 1e-5, 3.0
 SMOOTHING = 0.7
 
@@ -46,7 +48,6 @@ class RaiseLearningRate(Callback):
         self.lrs = [lowest * (highest / lowest) ** (i / max(n_steps - 1, 1)) for i in range(n_steps)]
         self.lr = lr
         self.losses: list[float] = []
-        self._sum = 0.0
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         factor = self.lrs[min(len(self.losses), len(self.lrs) - 1)] / self.lr
@@ -54,11 +55,9 @@ class RaiseLearningRate(Callback):
             group["lr"] *= factor  # the scheduler has set it anew for this step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._sum += outputs["loss"].item()
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not ends_step(trainer, batch_idx):
             return
-        loss, self._sum = self._sum, 0.0
-        self.losses.append(loss)
+        self.losses.append(pl_module.step.loss.item())
         trainer.should_stop = trainer.should_stop or has_risen(self.losses) or len(self.losses) == len(self.lrs)
 
     def result(self) -> RangeTest:

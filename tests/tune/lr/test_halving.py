@@ -1,6 +1,7 @@
 """The search finds planted optima, widens at every edge, makes trials longer where it must; the range test brackets."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,7 +127,8 @@ def test_the_range_test_ends_where_a_quadratic_diverges_and_keeps_an_8_to_1_rati
         ratios.append(optimizer.param_groups[0]["lr"] / optimizer.param_groups[1]["lr"])
         assert optimizer.param_groups[0]["lr"] == pytest.approx(ramp.lrs[len(ramp.losses)])
         optimizer.step()
-        ramp.on_train_batch_end(Run, None, {"loss": loss.detach()}, None, len(ramp.losses))
+        module = SimpleNamespace(step=SimpleNamespace(loss=loss.detach()))
+        ramp.on_train_batch_end(Run, module, None, None, len(ramp.losses))
         if ramp.losses[-1] > 1e6:
             break
     assert ratios == pytest.approx([8.0] * len(ratios))

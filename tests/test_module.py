@@ -1,0 +1,154 @@
+"""A step's gradient is that of the mean over all targets that count, in whichever micro-step and on whichever rank."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.model.loss import CrossEntropy, Loss
+from gpt_lightning.module import GPTModule
+from gpt_lightning.optim.config import OptimConfig
+from tests.fixtures import environment
+
+COUNTS = (32, 20, 8, 26)  # targets that count in each micro-batch of 4 sequences of 8
+GPT_CONFIG = GPTConfig(vocab_size=19, context_length=8, n_layers=2, n_heads=2, d_model=16, dropout=0.0)
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+class Weighted(Loss):
+    """Cross entropy in which token 3 weighs three times as much, which counts as much too."""
+
+    def forward(self, hidden, weight, targets):
+        weights = torch.where(targets == 3, 3.0, 1.0) * (targets != -100)
+        nats = F.cross_entropy(F.linear(hidden, weight), targets, reduction="none")
+        return (weights * nats).sum(), weights.sum()
+
+
+class KeepGradients(Callback):
+    """The gradients of the first step as the optimizer sees them, by name."""
+
+    gradients: dict[str, Tensor] | None = None
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 1 and self.gradients is None:
+            found = {name: p.grad for name, p in pl_module.gpt.named_parameters()}
+            self.gradients = {n: g.full_tensor() if hasattr(g, "full_tensor") else g.clone() for n, g in found.items()}
+
+
+def batches(counts=COUNTS) -> list[tuple[Tensor, Tensor]]:
+    """Micro-batches of which only the first targets count."""
+    random, made = torch.Generator().manual_seed(0), []
+    for count in counts:
+        tokens = torch.randint(19, (4, 9), generator=random)
+        targets = tokens[:, 1:].reshape(-1).clone()
+        targets[count:] = -100
+        made.append((tokens[:, :-1], targets.view(4, 8)))
+    return made
+
+
+def train(micro_batches, loss: Loss | None = None, **options) -> tuple[GPTModule, dict[str, Tensor]]:
+    """One step over the micro-batches of this rank: the module, and the gradients that its optimizer saw."""
+    seed_everything(1, verbose=False)
+    module = GPTModule(GPT_CONFIG, loss or CrossEntropy(), OptimConfig(lr=1e-12, weight_decay=0.0))
+    keep = KeepGradients()
+    options = {"accelerator": "cpu", "max_steps": 1, "use_distributed_sampler": False, **QUIET, **options}
+    trainer = Trainer(accumulate_grad_batches=len(micro_batches), callbacks=[keep], **options)
+    trainer.fit(module, DataLoader(micro_batches, batch_size=None))
+    return module, keep.gradients
+
+
+def expected(counts=COUNTS, loss=None) -> tuple[float, dict[str, Tensor]]:
+    """The mean over all targets of all micro-batches at once, and its gradients, by plain autograd."""
+    seed_everything(1, verbose=False)
+    gpt = GPT(GPT_CONFIG)
+    tokens, targets = (torch.cat(part) for part in zip(*batches(counts), strict=True))
+    if loss is None:
+        mean = F.cross_entropy(gpt(tokens).flatten(0, 1), targets.flatten())
+    else:
+        total, count = loss(gpt.hidden_states(tokens).flatten(0, 1), gpt.readout_weight, targets.flatten())
+        mean = total / count
+    names, parameters = zip(*gpt.named_parameters(), strict=True)
+    return mean.item(), dict(zip(names, torch.autograd.grad(mean, parameters), strict=True))
+
+
+def norm(gradients: dict[str, Tensor]) -> float:
+    return torch.cat([g.flatten() for g in gradients.values()]).norm().item()
+
+
+def assert_equal_gradients(found: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert norm({name: found[name] - right[name] for name in right}) < 1e-6 * norm(right)
+
+
+@pytest.mark.parametrize("counts", [COUNTS, (0, 1, 0, 32), (32, 32, 32, 32)], ids=str)
+def test_every_target_weighs_the_same_in_whichever_micro_step_it_is(counts):
+    mean, right = expected(counts)
+    module, found = train(batches(counts))
+    assert_equal_gradients(found, right)
+    assert module.step.loss.item() == pytest.approx(mean, rel=1e-6)
+    assert module.step.totals[1].item() == sum(counts)
+    assert module.grad_norm.item() == pytest.approx(norm(right), rel=1e-5)
+
+
+def test_the_gradient_is_clipped_by_the_norm_of_the_right_one():
+    mean, right = expected()
+    module, found = train(batches(), gradient_clip_val=0.1)
+    assert norm(right) > 0.2 and module.grad_norm.item() == pytest.approx(norm(right), rel=1e-5)
+    scale = 0.1 / (norm(right) + 1e-6)
+    assert_equal_gradients(found, {name: gradient * scale for name, gradient in right.items()})
+
+
+def test_a_loss_may_weigh_its_targets():
+    mean, right = expected(loss=Weighted())
+    module, found = train(batches(), Weighted())
+    assert_equal_gradients(found, right)
+    assert module.step.loss.item() == pytest.approx(mean, rel=1e-6)
+
+
+def test_a_step_without_a_target_has_no_gradient_and_is_no_failure():
+    module, found = train(batches((0, 0, 0, 0)))
+    assert norm(found) == 0 and module.skipped_steps.item() == 0
+
+
+def test_a_loss_with_parameters_is_refused():
+    class Learned(Weighted):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+    with pytest.raises(ValueError, match="Learned has parameters, which nothing would train"):
+        GPTModule(GPT_CONFIG, Learned())
+
+
+def main(strategy: str, path: str) -> None:
+    """One of two ranks, each with two of the four micro-batches."""
+    import os
+
+    strategies = {"ddp": "ddp", "fsdp2": ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)}
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    module, gradients = train(batches()[rank::2], devices=2, strategy=strategies[strategy])
+    if rank == 0:
+        torch.save({**gradients, "loss": module.step.loss, "norm": module.grad_norm}, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_every_target_weighs_the_same_on_whichever_rank_it_is(tmp_path, strategy):
+    command = [sys.executable, "-m", "tests.test_module", strategy, str(tmp_path / "gradients.pt")]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    mean, right = expected()
+    assert found.pop("loss").item() == pytest.approx(mean, rel=1e-6)
+    assert found.pop("norm").item() == pytest.approx(norm(right), rel=1e-5)
+    assert_equal_gradients(found, right)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
