@@ -20,7 +20,6 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from gpt_lightning.optim.optimizer import TokenSchedule
-
 from gpt_lightning.optim.rescale import LRRule, StepSettings
 
 

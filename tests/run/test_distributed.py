@@ -34,7 +34,8 @@ def fit(folder: Path, strategy: str, **options) -> dict[str, list[float]]:
     assert "Warning" not in result.stderr, result.stderr
     with (folder / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
+    columns = {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
+    return {**columns, "train/tokens": [float(row["tokens"]) for row in rows if row["train/loss"]]}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,35 @@ def test_a_checkpoint_of_one_strategy_goes_on_under_another(runs, unmoved, tmp_p
     assert found["step"] == expected["step"]
     assert found["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-5)
     assert found["val/loss"] == pytest.approx(expected["val/loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "legs", "steps"),
+    [
+        # the batch is 4 micro-steps of one process, 2 of two; the legs end after 3, 4, 7 and 9 steps
+        ({}, (384, 512, 896, 1152), [128] * 9),
+        # micro-steps of 64 tokens on two processes, 4 in a full batch; 1 + 3 tokens / 512 of them in a step
+        (
+            {"data.batch_tokens": 256, "batch_ramp.start_batch_tokens": 64, "batch_ramp.ramp_tokens": 512},
+            (64, 256, 640, 1024),
+            [64, 64, 64, 64, 128, 128, 256, 256],
+        ),
+    ],
+    ids=["constant", "ramp"],
+)
+def test_a_run_that_moves_between_strategies_is_the_run_that_does_not(tmp_path, options, legs, steps):
+    options = {**options, "model.schedule.name": "constant", "val_interval_tokens": 512}
+    for name in ("moved", "whole"):
+        (tmp_path / name).mkdir()
+        write_text(tmp_path / name / "text.txt")
+    expected = fit(tmp_path / "whole", "one", **options, max_tokens=legs[-1])
+    for strategy, max_tokens in zip(("fsdp2", "ddp", "sharded", "one"), legs, strict=True):
+        found = fit(tmp_path / "moved", strategy, **options, max_tokens=max_tokens, if_exists="resume")
+    assert found["train/tokens"] == expected["train/tokens"] == [sum(steps[: i + 1]) for i in range(len(steps))]
+    for column in ("train/loss", "train/bits_per_byte", "train/grad_norm", "train/lr"):
+        assert found[column] == pytest.approx(expected[column], rel=1e-5), column
+    assert found["val/loss"][-1] == pytest.approx(expected["val/loss"][-1], rel=1e-5)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 from tests.fixtures import assert_equal, command, environment, fit_in_process, read, write_text
 
 RUN = {"data.corpus": "text.txt", "run_dir": "run", "max_tokens": 4096}  # 64 steps: long enough to be stopped in
+RUN["trainer.log_every_n_steps"] = 3  # checkpoints are every 4 steps: most are between two rows
 WALL_CLOCK = ("throughput/tokens_per_second",)
 
 
@@ -60,7 +61,7 @@ def assert_same_run(folder: Path, reference: Path) -> None:
 
 def test_resume_after_kill_9_at_a_random_moment_is_the_uninterrupted_run(uninterrupted, tmp_path):
     process = start(tmp_path)
-    wait_for_step(tmp_path, process, random.randint(5, 50))
+    wait_for_step(tmp_path, process, 3 * random.randint(2, 16))
     time.sleep(random.random() * 0.02)
     process.kill()
     process.wait()
@@ -72,13 +73,13 @@ def test_resume_after_kill_9_at_a_random_moment_is_the_uninterrupted_run(uninter
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_finishes_the_step_saves_and_tells(uninterrupted, tmp_path, number, code):
     process = start(tmp_path)
-    wait_for_step(tmp_path, process, 5)
+    wait_for_step(tmp_path, process, 6)
     os.kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "--if_exists resume" in errors and "Traceback" not in errors
     saved = read(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"]
-    assert 5 <= saved < 64, "it did not stop early"
+    assert 6 <= saved < 64, "it did not stop early"
     result = fit_in_process(tmp_path, {**RUN, "if_exists": "resume"})
     assert result.returncode == 0, result.stderr
     assert_same_run(tmp_path, uninterrupted)
@@ -102,12 +103,12 @@ def test_a_damaged_last_checkpoint_is_passed_over_loudly(uninterrupted, tmp_path
 def test_a_signal_to_one_of_two_ranks_stops_both_and_the_run_goes_on(tmp_path):
     ranks = {"trainer.strategy": "ddp", "trainer.devices": 2, "max_tokens": 64 * 400, "val_interval_tokens": 640}
     process = start(tmp_path, **ranks)
-    wait_for_step(tmp_path, process, 10)
+    wait_for_step(tmp_path, process, 12)
     os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     saved = read(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    assert 10 <= saved["global_step"] < 400 and len(saved["callbacks"]["ResumeRandomState"]["ranks"]) == 2
+    assert 12 <= saved["global_step"] < 400 and len(saved["callbacks"]["ResumeRandomState"]["ranks"]) == 2
     again = {"data.corpus": "text.txt", "run_dir": "run", "if_exists": "resume", **ranks}
     again["max_tokens"] = 64 * (saved["global_step"] + 2)
     result = fit_in_process(tmp_path, again)
