@@ -56,7 +56,7 @@ def batches(counts=COUNTS) -> list[tuple[Tensor, Tensor]]:
 def train(micro_batches, loss: Loss | None = None, **options) -> tuple[GPTModule, dict[str, Tensor]]:
     """One step over the micro-batches of this rank: the module, and the gradients that its optimizer saw."""
     seed_everything(1, verbose=False)
-    module = GPTModule(GPT_CONFIG, loss or CrossEntropy(), OptimConfig(lr=1e-12, weight_decay=0.0))
+    module = GPTModule(GPT_CONFIG, loss=loss or CrossEntropy(), optim=OptimConfig(lr=1e-12, weight_decay=0.0))
     keep = KeepGradients()
     options = {"accelerator": "cpu", "max_steps": 1, "use_distributed_sampler": False, **QUIET, **options}
     trainer = Trainer(accumulate_grad_batches=len(micro_batches), callbacks=[keep], **options)
@@ -123,7 +123,7 @@ def test_a_loss_with_parameters_is_refused():
             self.scale = torch.nn.Parameter(torch.ones(()))
 
     with pytest.raises(ValueError, match="Learned has parameters, which nothing would train"):
-        GPTModule(GPT_CONFIG, Learned())
+        GPTModule(GPT_CONFIG, loss=Learned())
 
 
 def main(strategy: str, path: str) -> None:

@@ -54,9 +54,10 @@ def one_step_of_plain_adamw(changes: dict) -> dict[str, torch.Tensor]:
     lr *= min((256 + STEP / 2) / option("model.schedule.warmup_tokens", 1), 1)
     ratios, decay = option("model.optim.lr_ratios", {}), option("model.optim.weight_decay", 0.1)
     undecayed = {"vector"} if option("model.optim.decay_embeddings", True) else {"vector", "embedding"}
+    roles = [role.removeprefix("final_") for role in gpt.roles().values()]
     groups = [
         {"params": [p], "lr": lr * ratios.get(role, 1.0), "weight_decay": 0.0 if role in undecayed else decay}
-        for p, role in zip(gpt.parameters(), gpt.roles().values(), strict=True)
+        for p, role in zip(gpt.parameters(), roles, strict=True)
     ]
     optimizer = torch.optim.AdamW(
         groups, betas=option("model.optim.betas", (0.9, 0.95)), eps=option("model.optim.eps", 1e-8)
@@ -83,7 +84,7 @@ def test_the_first_step_after_a_resume_has_the_settings_that_config_yaml_tells(n
     found = load_gpt("run/checkpoints/last.ckpt").state_dict()
     error = max((found[n] - expected[n]).abs().max().item() for n in expected)
     change = max((unchanged[n] - expected[n]).abs().max().item() for n in expected)
-    assert error < 1e-6 < 1e-5 < change
+    assert change > 1e-5 and error < 1e-3 * change
     told = yaml.safe_load(Path("run/config.yaml").read_text())
     for option, value in CHANGES[name].items():
         told_value = told
