@@ -63,7 +63,14 @@ def build(stack: Stack, callbacks: Sequence[Callback] = (), folder: RunDir | Non
             sources=[callback.metrics for callback in steering if isinstance(callback, GradientNoiseScale)],
         )
         whole_steps = WholeSteps(ramp=parts.batch_ramp.ramp_tokens > 0)
-        own = [*(parts.trainer.callbacks or []), *steering, *callbacks, whole_steps, TokenHorizon(), ResumeRandomState()]
+        own = [
+            *(parts.trainer.callbacks or []),
+            *steering,
+            *callbacks,
+            whole_steps,
+            TokenHorizon(),
+            ResumeRandomState(),
+        ]
         if folder is not None:
             own += [metrics, *_writing(stack, folder, metrics), parts.samples]
         trainer = _trainer(parts.trainer, own)

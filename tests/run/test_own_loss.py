@@ -4,13 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 import gpt_lightning as gl
 from gpt_lightning import cli
 from gpt_lightning.report.metrics_csv import read_metrics
-from gpt_lightning.run.gpt_cli import GPTCLI
-from tests.fixtures import TINY, arguments, read, write_text
+from tests.fixtures import TINY, arguments, build, read, write_text
 
 FOCAL = '''
 import torch
@@ -71,11 +69,11 @@ def folder(tmp_path, monkeypatch) -> Path:
     ids=str,
 )
 def test_it_is_named_in_yaml_or_by_a_flag(flags, expected):
-    built = GPTCLI([*flags, *arguments(OPTIONS)])
+    built = build(OPTIONS, flags)
     name, values = expected
-    assert f"{type(built.model.loss).__module__}.{type(built.model.loss).__name__}" == name
-    assert {key: getattr(built.model.loss, key) for key in values} == values
-    assert yaml.safe_load(built.stack)["model"]["loss"]["class_path"] == name  # config.yaml runs it again
+    assert f"{type(built.module.loss).__module__}.{type(built.module.loss).__name__}" == name
+    assert {key: getattr(built.module.loss, key) for key in values} == values
+    assert built.stack.to_dict()["model"]["loss"]["class_path"] == name  # config.yaml runs it again
 
 
 def test_focal_loss_without_focus_is_the_cross_entropy_and_scores_are_cross_entropy_whatever_is_trained_on():
