@@ -90,12 +90,12 @@ def compression(corpora: Sequence[Corpus], name: str = "val") -> dict[str, float
     with turn(path):
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
-            if known["corpus"] == corpus.fingerprint and isinstance(known[name], dict):
+            if known["corpus"] == corpus.identity and isinstance(known[name], dict):
                 return known[name]
         except (OSError, ValueError, KeyError, TypeError):
             known = {}
         measured = measure(corpora, name)
-        known = {**known, "corpus": corpus.fingerprint, name: measured}
+        known = {**known, "corpus": corpus.identity, name: measured}
         with contextlib.suppress(OSError):  # a folder that cannot be written
             write_text(path, json.dumps(known, indent=1) + "\n")
     return measured

@@ -32,7 +32,7 @@ SPLITS = ("train", "val", "test")
 class Corpus:
     """An opened corpus.
 
-    `tokenizer` and `eot_id` are None where a foreign format does not tell them. `fingerprint` is a hex digest of the
+    `tokenizer` and `eot_id` are None where a foreign format does not tell them. `identity` is a hex digest of the
     data itself (shard checksums, vocabulary, tokenizer), equal for byte-identical corpora wherever they lie.
     """
 
@@ -40,7 +40,7 @@ class Corpus:
     vocab_size: int
     eot_id: int | None
     tokenizer: Tokenizer | None
-    fingerprint: str
+    identity: str
     splits: Mapping[str, Split]
     manifest: Mapping[str, Any]
 
@@ -103,8 +103,8 @@ def _open_prepared(path: Path) -> Corpus:
         shards: dict[str, list[Shard]] = {}
         for entry in manifest["shards"]:
             shards.setdefault(entry["split"], []).append(_open_shard(path, entry, dtype, tokenizer.vocab_size))
-        identity = {key: manifest[key] for key in ("dtype", "vocab_size", "eot_id", "tokenizer_sha256")}
-        identity["shards"] = [[e["name"], e["tokens"], e["bin_sha256"], e["idx_sha256"]] for e in manifest["shards"]]
+        decisive = {key: manifest[key] for key in ("dtype", "vocab_size", "eot_id", "tokenizer_sha256")}
+        decisive["shards"] = [[e["name"], e["tokens"], e["bin_sha256"], e["idx_sha256"]] for e in manifest["shards"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}/manifest.json lacks {error}; prepare the corpus again") from None
     return Corpus(
@@ -112,7 +112,7 @@ def _open_prepared(path: Path) -> Corpus:
         vocab_size=tokenizer.vocab_size,
         eot_id=tokenizer.eot_id,
         tokenizer=tokenizer,
-        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        identity=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
         splits={name: Split(tuple(shards[name])) for name in SPLITS if name in shards},
         manifest=manifest,
     )
@@ -132,7 +132,7 @@ def _open_foreign(path: Path, tokenizer: Path | str | None, val_fraction: float)
         vocab_size=vocab_size,
         eot_id=opened.eot_id if opened else None,
         tokenizer=opened,
-        fingerprint=formats.fingerprint(shards),
+        identity=formats.identity(shards),
         splits={name: Split(tuple(shards[name])) for name in SPLITS if name in shards},
         manifest={},
     )

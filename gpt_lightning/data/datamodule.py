@@ -93,9 +93,9 @@ class CorpusDataModule(LightningDataModule):
         return None if self.tokenizer is None else torch.from_numpy(self.tokenizer.token_bytes.copy())
 
     @property
-    def fingerprint(self) -> str:
+    def identity(self) -> str:
         """Hex digest of all token ids and the vocabulary; of several corpora, a digest of theirs in order."""
-        digests = [corpus.fingerprint for corpus in self.corpora]
+        digests = [corpus.identity for corpus in self.corpora]
         return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     @property
@@ -173,21 +173,21 @@ class CorpusDataModule(LightningDataModule):
             self.samples_consumed += self.micro_batch_size * self.replica[1]
         return batch
 
-    def _identity(self) -> dict[str, Any]:
+    def _order_identity(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
             "context_length": self.context_length,
-            "fingerprint": self.fingerprint,
+            "corpus": self.identity,
             "weights": list(self.mixture.values()),
         }
 
     def state_dict(self) -> dict[str, Any]:
         """`samples_consumed` over all ranks, and what has to be the same for it to mean the same samples."""
-        return {"samples_consumed": self.samples_consumed} | self._identity()
+        return {"samples_consumed": self.samples_consumed} | self._order_identity()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken. Raises ValueError if the samples would not be the same ones."""
-        for name, now in self._identity().items():
+        for name, now in self._order_identity().items():
             if state_dict[name] != now:
                 raise ValueError(
                     f"the checkpoint was trained with {name} {state_dict[name]}, this run has {now}; "

@@ -143,7 +143,7 @@ def hold_out(shards: Sequence[Shard], fraction: float) -> tuple[list[Shard], lis
     return kept, held
 
 
-def fingerprint(shards: Mapping[str, Sequence[Shard]]) -> str:
+def identity(shards: Mapping[str, Sequence[Shard]]) -> str:
     """Hex digest of each shard's split, size, dtype and 16 evenly spaced samples of its ids (all of a small one)."""
     digest = hashlib.sha256()
     for split in sorted(shards):

@@ -67,7 +67,7 @@ def identity(stack: Stack, settings: Any) -> dict[str, Any]:
     corpora = open_mixture(as_mixture(stack["data.corpus"]), stack.settings("data.prepare"), stack["data.corpora_dir"])
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
     options = {key: value for key, value in asdict(settings).items() if key not in ("dir", "if_exists")}
-    return {"stack": kept, **options, "corpora": [corpus.fingerprint for corpus in corpora], "machine": machine}
+    return {"stack": kept, **options, "corpora": [corpus.identity for corpus in corpora], "machine": machine}
 
 
 def trial_stack(stack: Stack, options: Mapping[str, Any], seed: int = 0) -> Stack:

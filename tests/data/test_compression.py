@@ -48,7 +48,7 @@ def test_a_prepared_corpus_measures_once_and_not_with_another_ones_memory(corpus
         (tmp_path / "corpus" / REMEMBERED).read_text(),
         "{",
         "[]",
-        json.dumps({"corpus": other.fingerprint}),
+        json.dumps({"corpus": other.identity}),
     ):
         (other.path / REMEMBERED).write_text(memory)
         assert compression.compression([other]) == {"again": 1.0}

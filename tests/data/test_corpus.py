@@ -95,10 +95,10 @@ def test_validation_windows_score_every_target_once(context_length):
     assert (ignored == -100).all() and (beyond == 0).all()
 
 
-def test_the_fingerprint_is_the_data_and_not_the_place(corpus, damaged):
-    assert open_corpus(damaged).fingerprint == corpus.fingerprint
+def test_the_identity_is_the_data_and_not_the_place(corpus, damaged):
+    assert open_corpus(damaged).identity == corpus.identity
     edit_manifest(damaged, lambda m: m["shards"][0].update(bin_sha256="0" * 64))
-    assert open_corpus(damaged).fingerprint != corpus.fingerprint
+    assert open_corpus(damaged).identity != corpus.identity
 
 
 @pytest.mark.parametrize("file", ["train-00001.bin", "train-00000.idx", "val-00000.bin"])

@@ -154,7 +154,7 @@ def test_a_state_of_other_data_is_refused_naming_both_values(corpus, text_folder
     with pytest.raises(ValueError, match="context_length 32, this run has 16"):
         module(corpus, context_length=16).load_state_dict(state)
     other = prepare(str(text_folder), tmp_path / "other", PrepareConfig(vocab_size=300))
-    with pytest.raises(ValueError, match=f"fingerprint {corpus.fingerprint}, this run has {other.fingerprint}"):
+    with pytest.raises(ValueError, match=f"corpus {corpus.identity}, this run has {other.identity}"):
         module(other).load_state_dict(state)
 
 
@@ -167,7 +167,7 @@ def test_raw_text_is_prepared_on_first_use_and_only_once(text_folder, tmp_path):
     made = (folder / "manifest.json").stat().st_mtime_ns
     again = CorpusDataModule(str(text_folder), prepare=config, corpora_dir=str(tmp_path / "corpora"))
     again.prepare_data()
-    assert again.fingerprint == data.fingerprint == open_corpus(folder).fingerprint
+    assert again.identity == data.identity == open_corpus(folder).identity
     assert (folder / "manifest.json").stat().st_mtime_ns == made
 
 
@@ -190,7 +190,7 @@ def test_a_mixture_draws_from_each_corpus_by_weight_and_validates_on_all(corpus,
         assert np.array_equal(tokens[ids == i], opened.split("train").windows(windows[ids == i], 32)[:, :-1])
     n_targets = sum(int((targets != -100).sum()) for _, targets in data.val_dataloader())
     assert n_targets == sum(len(s.tokens) - 1 for opened in (corpus, second) for s in opened.split("val").shards)
-    assert data.fingerprint not in (corpus.fingerprint, second.fingerprint)
+    assert data.identity not in (corpus.identity, second.identity)
 
 
 def test_a_mixture_of_tokenizers_is_refused_naming_both(corpus, text_folder, tmp_path):

@@ -99,12 +99,12 @@ def test_the_tokenizer_beside_the_data_or_named_gives_the_vocabulary(tmp_path):
     assert open_corpus(tmp_path).vocab_size == max(b"some bytes") + 1
 
 
-def test_the_fingerprint_sees_a_changed_token(tmp_path):
+def test_the_identity_sees_a_changed_token(tmp_path):
     write_nanogpt(tmp_path, TOKENS)
-    before = open_corpus(tmp_path).fingerprint
-    assert open_corpus(tmp_path).fingerprint == before
+    before = open_corpus(tmp_path).identity
+    assert open_corpus(tmp_path).identity == before
     write_nanogpt(tmp_path, [4, *TOKENS[1:]])
-    assert open_corpus(tmp_path).fingerprint != before
+    assert open_corpus(tmp_path).identity != before
 
 
 def test_a_file_of_odd_length_or_no_length_is_refused(tmp_path):

@@ -78,14 +78,14 @@ def _fixed_tokenizer(config: PrepareConfig) -> Tokenizer | None:
     return Tokenizer.from_file(config.tokenizer)
 
 
-def _recipe(source: Source, config: PrepareConfig, tokenizer: Tokenizer | None) -> dict[str, object]:
+def _identity(source: Source, config: PrepareConfig, tokenizer: Tokenizer | None) -> dict[str, object]:
     """Everything that decides the bytes of the corpus, and nothing that does not."""
-    recipe = asdict(config) | {"source": source.name, "source_fingerprint": source.fingerprint}
-    del recipe["n_threads"]
+    identity = asdict(config) | {"source": source.name, "source_identity": source.identity}
+    del identity["n_threads"]
     if tokenizer is not None:
-        recipe |= {"tokenizer": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
-        del recipe["tokenizer_sample_bytes"]
-    return recipe
+        identity |= {"tokenizer": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
+        del identity["tokenizer_sample_bytes"]
+    return identity
 
 
 def default_output(source: str, config: PrepareConfig, root: Path | str) -> Path:
@@ -95,8 +95,8 @@ def default_output(source: str, config: PrepareConfig, root: Path | str) -> Path
     """
     opened = open_source(source, config.glob, config.text_field)
     slug = re.sub(r"[^A-Za-z0-9]+", "-", opened.name).strip("-").lower()[:40] or "corpus"
-    recipe = _recipe(opened, config, _fixed_tokenizer(config))
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    identity = _identity(opened, config, _fixed_tokenizer(config))
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Path(root) / f"{slug}-{digest[:8]}"
 
 
@@ -134,11 +134,11 @@ def _write_splits(
     return {"shards": [shard for split in splitter.splits for shard in writers[split].shards], "near_copies": report}
 
 
-def _reuse(output: Path, recipe: dict[str, object]) -> Corpus:
-    made = read_manifest(output).get("recipe", {})
-    changed = [key for key in sorted(recipe.keys() | made.keys()) if recipe.get(key) != made.get(key)]
+def _reuse(output: Path, identity: dict[str, object]) -> Corpus:
+    made = read_manifest(output).get("identity", {})
+    changed = [key for key in sorted(identity.keys() | made.keys()) if identity.get(key) != made.get(key)]
     if changed:
-        what = ", ".join(f"{key} {made.get(key)!r} instead of {recipe.get(key)!r}" for key in changed)
+        what = ", ".join(f"{key} {made.get(key)!r} instead of {identity.get(key)!r}" for key in changed)
         raise ValueError(f"{output} holds a corpus made with {what}; choose another output or delete it")
     return open_corpus(output)
 
@@ -152,10 +152,10 @@ def prepare(source: str, output: Path | str, config: PrepareConfig) -> Corpus:
     output = Path(output)
     opened = open_source(source, config.glob, config.text_field)
     tokenizer = _fixed_tokenizer(config)
-    recipe = _recipe(opened, config, tokenizer)
+    identity = _identity(opened, config, tokenizer)
     with locked(output):
         if (output / "manifest.json").exists():
-            return _reuse(output, recipe)
+            return _reuse(output, identity)
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ValueError(f"{output} exists and is not a corpus; choose another output or delete it")
         started = time.perf_counter()
@@ -166,7 +166,7 @@ def prepare(source: str, output: Path | str, config: PrepareConfig) -> Corpus:
             tokenizer.save(folder / "tokenizer.json")
             manifest |= {"dtype": token_dtype(tokenizer.vocab_size).name}
             manifest |= {"vocab_size": tokenizer.vocab_size, "eot_id": tokenizer.eot_id}
-            manifest |= {"tokenizer_sha256": tokenizer.sha256, "recipe": recipe}
+            manifest |= {"tokenizer_sha256": tokenizer.sha256, "identity": identity}
             write_manifest(folder, manifest)
         corpus = open_corpus(output)
         seconds = time.perf_counter() - started

@@ -31,10 +31,10 @@ _STDLIB_SKIP = ("test", "tests", "idle_test", "site-packages", "dist-packages", 
 
 @dataclass(frozen=True)
 class Source:
-    """A checked source. `fingerprint` is a hex digest of file names and sizes (not of contents: it must be cheap)."""
+    """A checked source. `identity` is a hex digest of file names and sizes (not of contents: it must be cheap)."""
 
     name: str
-    fingerprint: str
+    identity: str
     n_bytes: int | None
     read: Callable[[Keep], Iterator[Document]]
 
@@ -151,10 +151,10 @@ def _digest(root: Path, paths: Iterable[Path]) -> tuple[str, int]:
 
 
 def _file_source(name: str, root: Path, paths: list[Path], read: Callable[[Keep], Iterator[Document]]) -> Source:
-    fingerprint, n_bytes = _digest(root, paths)
+    identity, n_bytes = _digest(root, paths)
     if not n_bytes:
         raise ValueError(f"corpus {root if len(paths) > 1 else paths[0]} is empty; expected text")
-    return Source(name, fingerprint, n_bytes, lambda keep: (d for d in read(keep) if d[1]))
+    return Source(name, identity, n_bytes, lambda keep: (d for d in read(keep) if d[1]))
 
 
 def _open_stdlib() -> Source:
@@ -205,8 +205,8 @@ def _open_hugging_face(spec: str, text_field: str) -> Source:
                 yield document, text
 
     if local.is_dir():
-        fingerprint, _ = _digest(local, sorted(path for path in local.rglob("*") if path.is_file()))
-        return Source(local.resolve().name, fingerprint, None, read)
+        identity, _ = _digest(local, sorted(path for path in local.rglob("*") if path.is_file()))
+        return Source(local.resolve().name, identity, None, read)
     next(read(lambda _: True), None)  # a wrong name or no network shows now, before anything is written
     return Source(spec, hashlib.sha256(spec.encode()).hexdigest(), None, read)
 

@@ -74,7 +74,7 @@ def identity(stack: Stack, options: SuggestOptions) -> dict[str, Any]:
         raise ValueError("tune.tokens_per_second is for a budget in tune.hours; give that too")
     asked = {f"tune.{key}": value for key, value in asdict(options).items() if key not in ("dir", "if_exists")}
     given = {key: value for key, value in flatten(stack.to_dict()).items() if key not in ("run_dir", "if_exists")}
-    return {**given, **asked, "devices": stack.n_devices, "corpora": [c.fingerprint for c in _corpora(stack)]}
+    return {**given, **asked, "devices": stack.n_devices, "corpora": [c.identity for c in _corpora(stack)]}
 
 
 def _corpora(stack: Stack) -> list[Corpus]:

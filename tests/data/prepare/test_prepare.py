@@ -121,7 +121,7 @@ def test_a_corpus_that_is_there_is_opened_untouched_and_other_settings_are_refus
     made = prepare(str(text_folder), tmp_path / "corpus", config)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").iterdir()}
     again = prepare(str(text_folder), tmp_path / "corpus", PrepareConfig(vocab_size=400, n_threads=1))
-    assert again.fingerprint == made.fingerprint
+    assert again.identity == made.identity
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").iterdir()}
     with pytest.raises(ValueError, match="vocab_size 400 instead of 500"):
         prepare(str(text_folder), tmp_path / "corpus", PrepareConfig(vocab_size=500))

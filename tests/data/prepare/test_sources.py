@@ -137,11 +137,11 @@ def test_missing_and_empty_sources_are_errors_before_anything_is_read(tmp_path):
         open_source(str(tmp_path))
 
 
-def test_the_fingerprint_follows_the_files_and_not_their_place(tmp_path):
+def test_the_identity_follows_the_files_and_not_their_place(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name / "text").mkdir(parents=True)
         (tmp_path / name / "text" / "a.txt").write_text("same")
     first, second = (open_source(str(tmp_path / name / "text")) for name in ("one", "two"))
-    assert (first.name, first.fingerprint) == (second.name, second.fingerprint)
+    assert (first.name, first.identity) == (second.name, second.identity)
     (tmp_path / "two" / "text" / "a.txt").write_text("other")
-    assert open_source(str(tmp_path / "two" / "text")).fingerprint != first.fingerprint
+    assert open_source(str(tmp_path / "two" / "text")).identity != first.identity
