@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tests import forked
+
 if TYPE_CHECKING:
     from gpt_lightning.run.build import Run
 
@@ -75,10 +77,8 @@ def environment() -> dict[str, str]:
 
 
 def fit_in_process(folder: Path, options: dict) -> subprocess.CompletedProcess[str]:
-    """`gpt-lightning fit` in `folder`, in a process of its own."""
-    return subprocess.run(
-        command("fit", options), cwd=folder, env=environment(), capture_output=True, text=True, timeout=240
-    )
+    """`gpt-lightning fit` in `folder`, in a process of its own, or in one for each device."""
+    return forked.run(["fit", *arguments(options)], folder, options.get("trainer.devices", 1))
 
 
 def read(path: Path) -> dict:

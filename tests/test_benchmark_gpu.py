@@ -29,6 +29,7 @@ def test_all_eight_checks_run_in_small_on_a_cpu(tmp_path):
     assert "micro_batch_size" in (tmp_path / "out" / "fastest.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_how_to_try_it():
     result = subprocess.run([sys.executable, SCRIPT], env=environment(), capture_output=True, text=True, timeout=60)
     assert result.returncode == 2 and "--device cpu --tiny" in result.stderr

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures import assert_equal, command, environment, fit_in_process, read, write_text
+from tests.fixtures import arguments, assert_equal, command, environment, fit_in_process, read, write_text
+from tests.forked import Forked
 
 RUN = {"data.corpus": "text.txt", "run_dir": "run", "max_tokens": 4096}  # 64 steps: long enough to be stopped in
 RUN["trainer.log_every_n_steps"] = 3  # checkpoints are every 4 steps: most are between two rows
@@ -25,13 +26,12 @@ def uninterrupted(tmp_path_factory) -> Path:
     return folder
 
 
-def start(folder: Path, **options) -> subprocess.Popen:
+def start(folder: Path) -> Forked:
     write_text(folder / "text.txt")
-    options = {**RUN, "if_exists": "resume", **options}
-    return subprocess.Popen(command("fit", options), cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
+    return Forked(["fit", *arguments({**RUN, "if_exists": "resume"})], folder)
 
 
-def wait_for_step(folder: Path, process: subprocess.Popen, step: int) -> None:
+def wait_for_step(folder: Path, process: subprocess.Popen | Forked, step: int) -> None:
     """Until the run has a checkpoint and has logged `step`."""
     metrics, deadline = folder / "run" / "metrics.csv", time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -102,7 +102,9 @@ def test_a_damaged_last_checkpoint_is_passed_over_loudly(uninterrupted, tmp_path
 @pytest.mark.slow
 def test_a_signal_to_one_of_two_ranks_stops_both_and_the_run_goes_on(tmp_path):
     ranks = {"trainer.strategy": "ddp", "trainer.devices": 2, "max_tokens": 64 * 400, "val_interval_tokens": 640}
-    process = start(tmp_path, **ranks)
+    write_text(tmp_path / "text.txt")
+    whole = command("fit", {**RUN, "if_exists": "resume", **ranks})  # Lightning starts the second rank itself
+    process = subprocess.Popen(whole, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
     wait_for_step(tmp_path, process, 12)
     os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
