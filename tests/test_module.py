@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
-from gpt_lightning.model.loss import CrossEntropy, Loss
+from gpt_lightning.model.loss import CrossEntropy, Loss, StepMean
 from gpt_lightning.module import GPTModule
 from gpt_lightning.optim.config import OptimConfig
 from tests.fixtures import environment
@@ -94,6 +94,14 @@ def test_every_target_weighs_the_same_in_whichever_micro_step_it_is(counts):
     assert module.step.loss.item() == pytest.approx(mean, rel=1e-6)
     assert module.step.totals[1].item() == sum(counts)
     assert module.grad_norm.item() == pytest.approx(norm(right), rel=1e-5)
+
+
+@pytest.mark.parametrize(("n_targets", "k"), [(32, 4), (3 * 7 * 11, 13), (16 * 2047, 3)])
+def test_where_every_target_counts_nothing_is_rounded(n_targets, k):
+    step, loss, count = StepMean(), torch.tensor(1000 / 3), torch.tensor(n_targets)
+    micro = [step.add(loss, count, count, n_targets) for _ in range(k)]
+    assert all(torch.equal(one, loss / n_targets) for one in micro)
+    assert step.finish(k, 1).item() == 1.0
 
 
 def test_the_gradient_is_clipped_by_the_norm_of_the_right_one():

@@ -95,14 +95,15 @@ def test_a_checkpoint_of_one_strategy_goes_on_under_another(runs, unmoved, tmp_p
         # micro-steps of 64 tokens on two processes, 4 in a full batch; 1 + 3 tokens / 512 of them in a step
         (
             {"data.batch_tokens": 256, "batch_ramp.start_batch_tokens": 64, "batch_ramp.ramp_tokens": 512},
-            (64, 256, 640, 1024),
+            (64, 256, 768, 1024),
             [64, 64, 64, 64, 128, 128, 256, 256],
         ),
     ],
     ids=["constant", "ramp"],
 )
 def test_a_run_that_moves_between_strategies_is_the_run_that_does_not(tmp_path, options, legs, steps):
-    options = {**options, "model.schedule.name": "constant", "val_interval_tokens": 512}
+    warmup = {"model.schedule.name": "constant", "model.schedule.warmup_tokens": 2000}  # lr tells the tokens
+    options = {**options, **warmup, "val_interval_tokens": 512}
     for name in ("moved", "whole"):
         (tmp_path / name).mkdir()
         write_text(tmp_path / name / "text.txt")
