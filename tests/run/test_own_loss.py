@@ -8,6 +8,8 @@ import pytest
 import gpt_lightning as gl
 from gpt_lightning import cli
 from gpt_lightning.report.metrics_csv import read_metrics
+from gpt_lightning.run.stack import read_stack
+from gpt_lightning.tune.trials import train
 from tests.fixtures import TINY, arguments, build, read, write_text
 
 FOCAL = '''
@@ -102,6 +104,15 @@ def test_it_goes_on_after_a_stop_and_a_checkpoint_alone_imports_nothing(monkeypa
     gl.load("run")
     gl.run([], {**TINY, **OPTIONS, "run_dir": "from", "model.init_from": "run", "max_tokens": 64})
     assert "mine" not in sys.modules and "mine was imported" not in capsys.readouterr().out
+
+
+def test_a_trial_trains_on_it_with_its_settings_and_is_scored_by_cross_entropy():
+    flags = ["--model.loss=mine.Focal", "--model.loss.gamma=3", *arguments(OPTIONS)]
+    stack, _ = read_stack(flags, "tune lr")
+    focal = train(stack, {"model.optim.lr": 1e-12, "max_tokens": 128}, val_tokens=256)
+    plain = train(read_stack(arguments(OPTIONS), "tune lr")[0], {"model.optim.lr": 1e-12, "max_tokens": 128}, 0, 256)
+    assert focal.run.module.loss.gamma == 3 and max(focal.losses) < min(plain.losses)
+    assert focal.val_loss == pytest.approx(plain.val_loss, rel=1e-6)
 
 
 @pytest.mark.parametrize(
