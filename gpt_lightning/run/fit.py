@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from gpt_lightning.checkpoint import find_checkpoint
+from gpt_lightning.data.compression import compression
 from gpt_lightning.run.build import Run, build, check, is_rank_zero, supported_precision
 from gpt_lightning.run.folder import RunDir
 from gpt_lightning.run.stack import Stack, read_stack
@@ -88,7 +89,9 @@ def _evaluate(run: Run, folder: RunDir, verb: str) -> dict[str, Any]:
     if method is not None:
         method(run.module, run.data, ckpt_path=checkpoint, verbose=False, weights_only=True)
         scores = {key: value.item() for key, value in run.trainer.callback_metrics.items()}
-        print_scores(scores, checkpoint)
+        split = {"validate": "val", "test": "test"}[verb]
+        is_there = f"{split}/bits_per_byte" in scores and all(split in corpus.splits for corpus in run.data.corpora)
+        print_scores(scores, checkpoint, compression(run.data.corpora, split) if is_there else {})
         return scores
     batches = run.trainer.predict(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
     losses = torch.cat(list(batches)).tolist()  # type: ignore[arg-type]

@@ -107,9 +107,10 @@ def print_summary(summary: dict[str, Any], commands: Sequence[str]) -> None:
 
 
 @rank_zero_only
-def print_scores(scores: dict[str, float], checkpoint: Path) -> None:
-    """Scores of `validate` and `test`, a line each."""
+def print_scores(scores: dict[str, float], checkpoint: Path, yardsticks: dict[str, float]) -> None:
+    """Scores of `validate` and `test`, a line each, and the compressors' bits per byte of the same split."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"checkpoint  {checkpoint}")
-    for key, value in scores.items():
-        console.print(f"{key:20s}{value:.4f}")
+    named = {name: yardsticks[key] for name, key in COMPRESSORS.items() if key in yardsticks}
+    for key, value in {**scores, **named}.items():
+        console.print(f"{key:32s}{value:.4f}")

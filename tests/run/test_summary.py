@@ -61,3 +61,14 @@ def test_byte_ids_of_another_program_generate_when_they_are_said_to_be_bytes(tmp
     commands = proposed(capsys.readouterr().out)
     assert commands[0].split()[1] == "generate"
     assert main(shlex.split(commands[0])[1:]) == 0
+
+
+def test_scores_of_a_split_stand_beside_the_compressors(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path / "text.txt", n_words=20_000)
+    gl.run([], {**TINY, **BYTES, "data.corpus": "text.txt", "data.prepare.test_fraction": 0.1})
+    capsys.readouterr()
+    for verb, split in (("validate", "val"), ("test", "test")):
+        assert main([verb, "--config=run/config.yaml"]) == 0
+        out = capsys.readouterr().out
+        assert all(words in out for words in (f"{split}/bits_per_byte", "gzip -9", "xz -9e after the training text"))
