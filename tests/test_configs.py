@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,9 @@ def test_wandb_works_offline_and_shows_config_curves_samples_and_group(folder):
     options = {**SMALL, **where, "trainer.logger.init_args.group": "a-group"}
     gl.run([CONFIGS / "quickstart.yaml", CONFIGS / "logger" / "wandb.yaml", CONFIGS / "debug.yaml"], options)
     (path,) = (folder / "runs" / "wandb").glob("offline-run-*/run-*.wandb")
-    data = path.read_bytes()
+    deadline = time.monotonic() + 60  # W&B's own process may still be writing when the run has ended
+    while b"val/bits_per_byte" not in (data := path.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.1)
     for word in (b"a-group", b"d_model", b"val/bits_per_byte", b"train/loss", b"sample"):
         assert word in data, word
 
