@@ -11,6 +11,13 @@ from gpt_lightning import files
 if TYPE_CHECKING:
     import pandas
 
+# name -> key of summary.json: what compressors need for the same text
+COMPRESSORS = {
+    "gzip -9": "gzip_bits_per_byte",
+    "xz -9e": "xz_bits_per_byte",
+    "xz -9e after the training text": "xz_after_training_bits_per_byte",
+}
+
 
 def append_metrics(path: Path, metrics: dict[str, float]) -> None:
     """Add one row; a key that no row has had so far becomes a new column, empty above."""

@@ -21,13 +21,8 @@ from gpt_lightning.data.datamodule import CorpusDataModule
 from gpt_lightning.model.flops import count_parameters
 from gpt_lightning.model.huggingface import why_not_gpt2
 from gpt_lightning.module import GPTModule
+from gpt_lightning.report.metrics_csv import COMPRESSORS
 from gpt_lightning.terminal import duration, short
-
-COMPRESSORS = {
-    "gzip -9": "gzip_bits_per_byte",
-    "xz -9e": "xz_bits_per_byte",
-    "xz -9e after the training text": "xz_after_training_bits_per_byte",
-}
 
 
 def summarise(
