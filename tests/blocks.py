@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt_lightning.model.attention import LayerCache
-from gpt_lightning.model.facts import Facts, Linear
+from gpt_lightning.model.facts import Facts
 from gpt_lightning.model.gpt import Block, GPTConfig
+from gpt_lightning.model.linear import Linear
 from gpt_lightning.model.parametrization import parametrization
 
 

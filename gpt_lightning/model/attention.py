@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from gpt_lightning.model.facts import Linear
+from gpt_lightning.model.linear import Linear
 from gpt_lightning.model.short_attention import SHORT, short_causal_attention
 
 

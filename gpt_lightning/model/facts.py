@@ -47,25 +47,6 @@ ZEROS = Facts("vector", std=0.0)
 ONES = Facts("vector", std=0.0, mean=1.0)
 
 
-class Linear(nn.Linear):
-    """nn.Linear that says more of itself.
-
-    parts: rows of the matrices that are fused in it. residual: whether its output is added to the residual stream.
-    """
-
-    def __init__(
-        self, d_in: int, d_out: int, bias: bool = True, *, parts: tuple[int, ...] = (), residual: bool = False
-    ):
-        super().__init__(d_in, d_out, bias=bias)
-        if parts and sum(parts) != d_out:
-            raise ValueError(f"parts {list(parts)} have {sum(parts)} rows, the matrix {d_out}; expected the same")
-        self.parts, self.residual = parts, residual
-
-    def parameter_facts(self) -> dict[str, Facts]:
-        weight = {"weight": Facts("hidden", residual=self.residual, parts=self.parts)}
-        return weight if self.bias is None else {**weight, "bias": Facts("vector", std=0.0, residual=self.residual)}
-
-
 def facts_of(module: nn.Module) -> dict[str, Facts]:
     """The facts of all parameters of a module, in the order of `named_parameters`.
 

@@ -21,7 +21,8 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from gpt_lightning.model.attention import CausalSelfAttention, KVCache, LayerCache, band_block_mask, visible
 from gpt_lightning.model.config import GPTConfig
-from gpt_lightning.model.facts import LOOK_UP, Facts, Linear, facts_of, unset_is_nan
+from gpt_lightning.model.facts import LOOK_UP, Facts, facts_of, unset_is_nan
+from gpt_lightning.model.linear import Linear, after_gelu
 from gpt_lightning.model.parametrization import Role, parametrization
 
 
@@ -35,7 +36,7 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
-        return self.dropout(self.proj(F.gelu(self.fc(x), approximate="tanh")))
+        return self.dropout(after_gelu(self.proj, self.fc(x)))
 
 
 class Block(nn.Module):

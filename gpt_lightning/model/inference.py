@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gpt_lightning.model.few_rows import FewRowsLinear
 from gpt_lightning.model.gpt import GPT
 from gpt_lightning.model.int8 import Int8Linear
+from gpt_lightning.model.linear import Linear
 
 
 class Bfloat16Linear(nn.Module):
@@ -55,7 +56,7 @@ def prepare(gpt: GPT, weights: str = "float32") -> GPT:
     readout = KINDS[weights](gpt.readout_weight)
     for module in gpt.modules():
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and type(child).forward is nn.Linear.forward:
+            if isinstance(child, nn.Linear) and type(child).forward in (nn.Linear.forward, Linear.forward):
                 setattr(module, name, KINDS[weights](child.weight, child.bias))
     gpt.lm_head = readout  # type: ignore[assignment]
     return gpt

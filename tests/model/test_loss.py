@@ -50,6 +50,12 @@ def test_a_loss_gives_the_sum_over_targets_that_count_and_their_number(chunk_tok
     torch.testing.assert_close(torch.autograd.grad(total, (hidden, weight)), expected)
 
 
+def test_a_target_of_no_probability_in_float32_still_has_its_nats():
+    hidden, weight = torch.eye(2, 3) * 1000, torch.eye(3)
+    loss = linear_cross_entropy(hidden, weight, torch.tensor([1, 2]))
+    torch.testing.assert_close(loss, torch.tensor(1000.0))
+
+
 def test_gradients_are_scaled_by_what_comes_from_above():
     hidden, weight, targets = inputs()
     expected = torch.autograd.grad(0.25 * F.cross_entropy(F.linear(hidden, weight), targets), (hidden, weight))
