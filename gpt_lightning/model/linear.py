@@ -92,7 +92,9 @@ def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _training_on_cpu(x: Tensor) -> bool:
-    return torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether plain autograd will run: neither torch.compile nor torch.func, which want functions of their own."""
+    plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    return plain and torch.is_grad_enabled() and x.device.type == "cpu"
 
 
 class Linear(nn.Linear):

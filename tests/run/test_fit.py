@@ -45,7 +45,7 @@ def test_validate_test_and_predict_agree_with_the_end_of_the_run(folder, capsys)
     for verb, key in (("validate", "val/loss"), ("test", "test/loss")):
         capsys.readouterr()
         assert main([verb, *flags]) == 0
-        assert f"{key:20s}{result['val/loss']:.4f}" in capsys.readouterr().out
+        assert f"{key:32s}{result['val/loss']:.4f}" in capsys.readouterr().out
     assert main(["predict", *flags]) == 0
     losses = pandas.read_csv(folder / "run" / "predictions.csv")["loss"]
     assert len(losses) == 65 and losses[:64].mean() == pytest.approx(result["val/loss"], rel=0.05)
