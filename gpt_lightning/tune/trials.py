@@ -110,6 +110,8 @@ def train(
             run.trainer.fit(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as stop:  # Lightning's way out of a signal, with code 0 or 1
             raise stopped(stop) from None
+        if run.trainer.received_sigterm:  # after the last batch, where Lightning no longer looks
+            raise stopped(SIGTERMException())
     scores = run.trainer.callback_metrics
     val_loss = float("inf") if curve.diverged else float(scores.get("val/loss", float("nan")))
     return Trial(curve.losses, val_loss, run.module.tokens_seen, run)
