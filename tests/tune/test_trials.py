@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import weakref
+from functools import partial
 
 import pytest
 
@@ -83,7 +84,9 @@ def test_resuming_with_another_optimizer_is_refused(folder, capsys):
 def test_a_signal_stops_a_verb_with_its_code_and_a_word_on_how_to_go_on(folder, number, code):
     flags = arguments({**OPTIONS, "max_tokens": 10**7})
     command = [sys.executable, "-m", "gpt_lightning", "tune", "lr", *flags, "--tune.tokens=200_000"]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    # a shell's background jobs, and so these tests in one, would ignore SIGINT
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     deadline = time.monotonic() + 100
     while not (folder / "runs" / "lr" / "identity.json").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
