@@ -126,6 +126,20 @@ def lock(path: Path, wait: bool = False) -> IO[str]:
     return file
 
 
+def claim(folder: Path, option: str) -> IO[str]:
+    """Make `folder` and hold its lock until the returned file is closed.
+
+    Raises ValueError, naming the `option` that chooses another one, when it is in use or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return lock(folder / ".lock")
+    except BlockingIOError:
+        raise ValueError(f"{folder} is in use by another process; choose another {option}") from None
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another {option}") from error
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:

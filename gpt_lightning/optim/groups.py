@@ -72,18 +72,21 @@ def parameter_groups(
         }
         if role == "hidden" and config.name == "muon":
             _check_matrices(members)
-            settings |= {"algorithm": "muon", "momentum": config.momentum, "adjust_lr": config.adjust_lr}
-            settings |= {"cautious": config.cautious_weight_decay, "parts": first.parts}
+            groups.append(settings | _muon(config, first.parts))
         else:
-            fused = all(p.device.type in ("cpu", "cuda", "mps", "xpu") for p in members.values())
-            settings |= {
-                "algorithm": "adamw",
-                "betas": tuple(config.betas),
-                "eps": config.eps * multiplier.eps,
-                "fused": fused,
-            }
-        groups.append(settings)
+            groups.append(settings | _adamw(config, multiplier.eps, members.values()))
     return groups
+
+
+def _muon(config: OptimConfig, parts: tuple[int, ...]) -> dict[str, Any]:
+    settings = {"algorithm": "muon", "momentum": config.momentum, "adjust_lr": config.adjust_lr}
+    return {**settings, "cautious": config.cautious_weight_decay, "parts": parts}
+
+
+def _adamw(config: OptimConfig, eps_multiplier: float, members: Iterable[Tensor]) -> dict[str, Any]:
+    fused = all(p.device.type in ("cpu", "cuda", "mps", "xpu") for p in members)
+    eps = config.eps * eps_multiplier
+    return {"algorithm": "adamw", "betas": tuple(config.betas), "eps": eps, "fused": fused}
 
 
 def _check_matrices(members: Mapping[str, Tensor]) -> None:

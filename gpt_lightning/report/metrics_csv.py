@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COMPRESSORS = {
     "gzip -9": "gzip_bits_per_byte",
     "xz -9e": "xz_bits_per_byte",
-    "xz -9e after the training text": "xz_after_training_bits_per_byte",
+    "xz -9e after training text": "xz_after_training_bits_per_byte",
 }
 
 

@@ -45,13 +45,7 @@ class RunDir:
 
     def claim(self, if_exists: IfExists) -> None:
         """Make the folder ours, or raise ValueError: another process has it, or `check` refuses."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = files.lock(self.path / ".lock")
-        except BlockingIOError:
-            raise ValueError(f"{self.path} is in use by another run; choose another --run_dir") from None
-        except OSError as error:
-            raise ValueError(f"cannot write to {self.path}: {error.strerror}; choose another --run_dir") from error
+        self._lock = files.claim(self.path, "--run_dir")
         held = self.check(if_exists)
         if if_exists == "overwrite":
             for name in held:

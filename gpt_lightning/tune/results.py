@@ -41,13 +41,7 @@ class TuneFolder:
         self.path = Path(path)
         self._identity = json.loads(json.dumps(identity))
         self._check(if_exists)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = files.lock(self.path / ".lock")
-        except BlockingIOError:
-            raise ValueError(f"{self.path} is in use by another process; choose another --tune.dir") from None
-        except OSError as error:
-            raise ValueError(f"cannot write to {self.path}: {error.strerror}; choose another --tune.dir") from error
+        self._lock = files.claim(self.path, "--tune.dir")
         if if_exists == "overwrite":
             self._clear()
         files.write_text(self.path / "identity.json", json.dumps(self._identity, indent=2) + "\n")

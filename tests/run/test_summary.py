@@ -71,4 +71,4 @@ def test_scores_of_a_split_stand_beside_the_compressors(tmp_path, monkeypatch, c
     for verb, split in (("validate", "val"), ("test", "test")):
         assert main([verb, "--config=run/config.yaml"]) == 0
         out = capsys.readouterr().out
-        assert all(words in out for words in (f"{split}/bits_per_byte", "gzip -9", "xz -9e after the training text"))
+        assert all(words in out for words in (f"{split}/bits_per_byte", "gzip -9", "xz -9e after training text"))
