@@ -134,7 +134,10 @@ def find_tokenizer(path: str | Path) -> Path:
     for folder in (Path(path), checkpoint.parent, checkpoint.parent.parent):
         if (folder / "tokenizer.json").is_file():
             return folder / "tokenizer.json"
-    raise ValueError(f"no tokenizer.json beside {checkpoint}; keep the checkpoint in its run folder, or copy it there")
+    raise ValueError(
+        f"no tokenizer.json beside {checkpoint}; keep the checkpoint in its run folder, and if it was trained on "
+        "token ids that came without a tokenizer, copy theirs there"
+    )
 
 
 def gpt_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:

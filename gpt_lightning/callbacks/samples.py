@@ -28,6 +28,14 @@ class Samples(Callback):
         self.config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature)
         self.path = path
 
+    def check(self, tokenizer: Any) -> None:
+        """Raise ValueError for a prompt that the tokenizer of the corpus (None: it has none) cannot write."""
+        if tokenizer is not None and self.config.max_new_tokens:
+            try:
+                tokenizer.encode(self.prompt)
+            except ValueError as error:
+                raise ValueError(f"samples.prompt: {error}") from None
+
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         datamodule = getattr(trainer, "datamodule", None)
         tokenizer = getattr(datamodule, "tokenizer", None)
@@ -39,7 +47,7 @@ class Samples(Callback):
             self._write(trainer, text, pl_module.tokens_seen)
 
     def _generate(self, gpt: Any, tokenizer: Any) -> str:
-        prompt = tokenizer.encode(self.prompt) or [tokenizer.eot_id]
+        prompt = tokenizer.encode(self.prompt) or [tokenizer.start_id]
         gpt.eval()  # Lightning has already gone back to training mode
         steps = generate_tokens(gpt, [prompt[-gpt.config.context_length :]], self.config, tokenizer.eot_id)
         tokens = [step[0] for step in steps if step[0] is not None]

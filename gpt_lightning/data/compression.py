@@ -13,10 +13,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from gpt_lightning.data.characters import AnyTokenizer
 from gpt_lightning.data.corpus import Corpus
 from gpt_lightning.data.digests import turn
 from gpt_lightning.data.shards import Split
-from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.files import write_text
 
 COMPRESSED_BYTES = 50_000_000  # of held-out text at most: xz -9e manages a few MB per second
@@ -25,7 +25,7 @@ REMEMBERED = "compression.json"
 _DECODE_TOKENS = 1 << 20
 
 
-def text_of(split: Split, tokenizer: Tokenizer, skip: int = 0) -> Iterator[bytes]:
+def text_of(split: Split, tokenizer: AnyTokenizer, skip: int = 0) -> Iterator[bytes]:
     """The text behind a split, in pieces, without the first `skip` tokens of each shard."""
     for shard in split.shards:
         for start in range(skip, len(shard.tokens), _DECODE_TOKENS):

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from gpt_lightning.data import digests, formats
+from gpt_lightning.data.characters import AnyTokenizer, read_tokenizer
+from gpt_lightning.data.nanogpt_meta import read_meta
 from gpt_lightning.data.prepare.writer import FORMAT, VERSION
 from gpt_lightning.data.shards import Shard, Split, map_file
 from gpt_lightning.data.tokenizer import Tokenizer
@@ -39,7 +41,7 @@ class Corpus:
     path: Path
     vocab_size: int
     eot_id: int | None
-    tokenizer: Tokenizer | None
+    tokenizer: AnyTokenizer | None
     identity: str
     splits: Mapping[str, Split]
     manifest: Mapping[str, Any]
@@ -118,11 +120,20 @@ def _open_prepared(path: Path) -> Corpus:
     )
 
 
+def _find_tokenizer(folder: Path, named: Path | str | None, is_nanogpt: bool) -> AnyTokenizer | None:
+    """For foreign token files in `folder`: the one named, or the tokenizer.json there, or nanoGPT's meta.pkl."""
+    if named:
+        return read_tokenizer(named)
+    if (folder / "tokenizer.json").is_file():
+        return read_tokenizer(folder / "tokenizer.json")
+    meta = folder / "meta.pkl"
+    return read_meta(meta) if is_nanogpt and meta.is_file() else None
+
+
 def _open_foreign(path: Path, tokenizer: Path | str | None, val_fraction: float) -> Corpus:
     shards = formats.open_foreign(path)
-    beside = (path if path.is_dir() else path.parent) / "tokenizer.json"
-    file = tokenizer or (beside if beside.is_file() else None)
-    opened = Tokenizer.from_file(file) if file else None
+    folder = path if path.is_dir() else path.parent
+    opened = _find_tokenizer(folder, tokenizer, is_nanogpt=shards["train"][0].ends is None)
     # No tokenizer, no vocabulary: one read of everything, in pieces, finds it.
     vocab_size = opened.vocab_size if opened else 1 + max(formats.max_id(shard) for shard in shards["train"])
     if "val" not in shards:
@@ -148,8 +159,8 @@ def open_corpus(path: Path | str, tokenizer: Path | str | None = None, val_fract
 
     Args:
         path: corpus folder; for foreign formats a folder or a `.bin` or `.ds` file.
-        tokenizer: foreign formats: the tokenizer.json of the ids, or "bytes". Without it (and without one beside the
-            data) the vocabulary is the largest id + 1, found by reading everything once.
+        tokenizer: foreign formats: the tokenizer.json of the ids, or "bytes". Without it, the one beside the data, or
+            nanoGPT's meta.pkl; with none, the vocabulary is the largest id + 1, found by reading everything once.
         val_fraction: foreign formats without a val split: share held out at the end, at a document border.
 
     Raises ValueError naming the file, what was expected and what was found.

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from gpt_lightning.data.batches import BatchShape, FixedBatches, TrainBatches, accumulation
+from gpt_lightning.data.characters import AnyTokenizer
 from gpt_lightning.data.corpus import Corpus
 from gpt_lightning.data.mixture import (
     BATCH_TOKENS,
@@ -28,7 +29,6 @@ from gpt_lightning.data.mixture import (
 from gpt_lightning.data.order import Order
 from gpt_lightning.data.prepare.prepare import PrepareConfig
 from gpt_lightning.data.shards import Split
-from gpt_lightning.data.tokenizer import Tokenizer
 
 TensorBatch = tuple[Tensor, Tensor]  # tokens, targets: int64 [micro_batch_size, context_length]
 
@@ -38,7 +38,8 @@ class CorpusDataModule(LightningDataModule):
 
     Args:
         corpus: what to train on: stdlib, a text file, a folder, .jsonl, hf:NAME (prepared on first use), a prepared
-            corpus, or token files of nanoGPT, Megatron or datatrove; or a mapping of several of these to weights.
+            corpus, or token files of nanoGPT (with their meta.pkl), Megatron or datatrove; or a mapping of several of
+            these to weights.
         context_length: tokens per sequence.
         micro_batch_size: sequences per device per forward.
         batch_tokens: tokens per optimizer step, over all devices; accumulation follows from it.
@@ -79,7 +80,7 @@ class CorpusDataModule(LightningDataModule):
         return self.corpora[0].vocab_size
 
     @property
-    def tokenizer(self) -> Tokenizer | None:
+    def tokenizer(self) -> AnyTokenizer | None:
         """None where token files of another program come without one."""
         return self.corpora[0].tokenizer
 

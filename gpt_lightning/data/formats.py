@@ -1,6 +1,6 @@
 """Token files that other programs wrote, read where they lie.
 
-    nanoGPT    train.bin, val.bin      headerless uint16; no document borders; its meta.pkl is never opened
+    nanoGPT    train.bin, val.bin      headerless uint16; no document borders; meta.pkl: nanogpt_meta.py
     Megatron   name.bin + name.idx     header "MMIDIDX", dtype, lengths, byte pointers, document index
     datatrove  name.ds + name.ds.index uint64 document ends; ids uint16 or uint32, told by the sizes
 

@@ -2,8 +2,7 @@
 
 One file format and one code path: a tokenizer trained here, GPT-2's own file as transformers saves it, and plain
 bytes (256 symbols, no merges) all become the same tiktoken encoder. It encodes about 14 MB/s on one core, four to
-seven times what `tokenizers` does with the same merges, and releases the GIL while doing so.
-The two are compared when a file is loaded, so a file that tiktoken would read differently is refused, not used.
+seven times what `tokenizers` does, without the GIL. Loading compares the two: a file read differently is refused.
 Text that spells a special token stays text: only our own code writes `<|endoftext|>`.
 """
 
@@ -98,6 +97,7 @@ class Tokenizer:
         if EOT not in added and EOT not in vocab:
             raise ValueError(f"tokenizer has no {EOT} token; it separates documents, add it as a special token")
         self.eot_id: int = added[EOT] if EOT in added else vocab[EOT]
+        self.start_id = self.eot_id  # what a text without a prompt starts from
         plain = {symbol: i for symbol, i in vocab.items() if symbol not in added and symbol != EOT}
         self.vocab_size: int = 1 + max(*added.values(), *vocab.values(), self.eot_id)
         self._bytes = self._byte_table(plain, added)

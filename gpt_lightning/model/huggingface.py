@@ -194,7 +194,7 @@ def _eot_id(path: str | Path, tokenizer_json: str, vocab_size: int) -> int:
     spec = json.loads(tokenizer_json)
     ids = {**spec["model"]["vocab"], **{token["content"]: token["id"] for token in spec.get("added_tokens") or []}}
     if EOT not in ids:
-        raise ValueError(f"{path} has no {EOT} token")
+        raise ValueError(f"{path} has no {EOT} token, which a GPT-2 folder needs; export a byte-level BPE")
     if max(ids.values()) >= vocab_size:
         raise ValueError(f"{path} has ids up to {max(ids.values())}, the model only {vocab_size}: not its tokenizer")
     return ids[EOT]

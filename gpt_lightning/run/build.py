@@ -72,6 +72,7 @@ def build(stack: Stack, callbacks: Sequence[Callback] = (), folder: RunDir | Non
             ResumeRandomState(),
         ]
         if folder is not None:
+            parts.samples.check(parts.data.tokenizer)
             own += [metrics, *_writing(stack, folder, metrics), parts.samples]
         trainer = _trainer(parts.trainer, own)
         trainer.accumulate_grad_batches = parts.data.accumulation(trainer.world_size)

@@ -63,13 +63,22 @@ def print_start(
     console.print(f"run    {run_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""))
 
 
+def _can_write(data: CorpusDataModule, text: str) -> bool:
+    """Whether the corpus has a token for every character of `text`."""
+    try:
+        return data.tokenizer is not None and bool(data.tokenizer.encode(text))
+    except ValueError:
+        return False
+
+
 def next_commands(module: GPTModule, data: CorpusDataModule, run_dir: Path) -> list[str]:
     """What can be done with the run: nothing that would be refused."""
     if data.tokenizer is None:
         return [f"gpt-lightning validate --config {run_dir}/config.yaml"]
     own = f" --model.block {module.block_spec['class_path']}" if module.block_spec else ""
-    commands = [f'gpt-lightning generate --run {run_dir} --prompt "def "{own}']
-    if not own and not why_not_gpt2(module.gpt_config):
+    prompt = ' --prompt "def "' if _can_write(data, "def ") else ""
+    commands = [f"gpt-lightning generate --run {run_dir}{prompt}{own}"]
+    if not own and data.eot_id is not None and not why_not_gpt2(module.gpt_config):
         commands.append(f"gpt-lightning export --run {run_dir} --output {run_dir}/huggingface")
     return commands
 

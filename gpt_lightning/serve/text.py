@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
-    from gpt_lightning.data.tokenizer import Tokenizer
+    from gpt_lightning.data.characters import AnyTokenizer
     from gpt_lightning.model.gpt import GPT
     from gpt_lightning.model.own_block import MakeBlock
     from gpt_lightning.model.sampling import SamplingConfig
@@ -59,7 +59,7 @@ class TextDecoder:
 class TextGenerator:
     """A GPT and its tokenizer. Build it with `load`."""
 
-    def __init__(self, gpt: "GPT", tokenizer: "Tokenizer"):
+    def __init__(self, gpt: "GPT", tokenizer: "AnyTokenizer"):
         if tokenizer.vocab_size > gpt.config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model only {gpt.config.vocab_size}; "
@@ -96,7 +96,7 @@ class TextGenerator:
 
         eot_id = self.tokenizer.eot_id
         decoders = [TextDecoder(stop) for _ in prompts]
-        tokens = [self.tokenizer.encode(prompt) or [eot_id] for prompt in prompts]
+        tokens = [self.tokenizer.encode(prompt) or [self.tokenizer.start_id] for prompt in prompts]
         with contextlib.closing(generate_tokens(self.gpt, tokens, config, eot_id)) as steps:  # type: ignore[type-var]
             for step in steps:
                 yield [d.push(self._bytes(token)) for d, token in zip(decoders, step, strict=True)]
@@ -132,7 +132,7 @@ def load(path: str | Path, block: "MakeBlock | str | None" = None, weights: str 
     import torch
 
     from gpt_lightning.checkpoint import find_tokenizer, load_gpt
-    from gpt_lightning.data.tokenizer import Tokenizer
+    from gpt_lightning.data.characters import read_tokenizer
     from gpt_lightning.model.gpt import GPT
     from gpt_lightning.model.huggingface import import_gpt2
     from gpt_lightning.model.inference import prepare
@@ -141,13 +141,13 @@ def load(path: str | Path, block: "MakeBlock | str | None" = None, weights: str 
     if not path.exists():
         raise ValueError(f"{path} does not exist; expected a run folder, a .ckpt file or a Hugging Face folder")
     if (path / "config.json").is_file():
-        tokenizer = Tokenizer.from_file(path / "tokenizer.json")
+        tokenizer = read_tokenizer(path / "tokenizer.json")
         config, state = import_gpt2(path)
         with torch.device("meta"):
             gpt = GPT(config)
         gpt.load_state_dict(state, assign=True)
     else:
-        tokenizer = Tokenizer.from_file(find_tokenizer(path))
+        tokenizer = read_tokenizer(find_tokenizer(path))
         gpt = load_gpt(path, block)
     gpt = gpt.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return TextGenerator(prepare(gpt, weights), tokenizer)

@@ -35,15 +35,13 @@ def joined(split):
     return [token for shard in split.shards for token in shard.tokens.tolist()]
 
 
-def test_nanogpt_files_are_read_and_meta_pkl_is_never_opened(tmp_path):
+def test_nanogpt_files_are_read(tmp_path):
     write_nanogpt(tmp_path, TOKENS)
     write_nanogpt(tmp_path, [1, 2, 3], "val")
-    (tmp_path / "meta.pkl").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
     corpus = open_corpus(tmp_path)
     assert joined(corpus.split("train")) == TOKENS and joined(corpus.split("val")) == [1, 2, 3]
     assert (corpus.vocab_size, corpus.eot_id, corpus.tokenizer) == (50257, None, None)
     assert corpus.split("train").n_documents is None
-    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(("code", "dtype"), [(8, "<u2"), (4, "<i4"), (5, "<i8")])
