@@ -49,6 +49,9 @@ def test_tokens_without_a_tokenizer_train_without_a_warning_and_propose_what_wor
     (command,) = proposed(capsys.readouterr().out)
     assert command.split()[1] == "validate"
     assert main(shlex.split(command)[1:]) == 0
+    capsys.readouterr()
+    assert main(["generate", "--run=run"]) == 2
+    assert "token ids that came without a tokenizer" in capsys.readouterr().err
 
 
 def test_byte_ids_of_another_program_generate_when_they_are_said_to_be_bytes(tmp_path, monkeypatch, capsys):
