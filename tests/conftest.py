@@ -9,6 +9,8 @@ import jaxtyping
 import pytest
 import torch
 
+from tests import docstrings  # noqa: F401
+
 # As everywhere in Python, an int will do where a float is expected (PEP 484).
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 

@@ -13,8 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["gpt_lightning.run.fit"])
+CONTEXT.set_forkserver_preload(["tests.preloaded"])
+ROOT = str(Path(__file__).parents[1])
 
 
 class Forked:
@@ -25,7 +28,9 @@ class Forked:
         os.close(handle)
         self._files = [Path(outputs), Path(outputs + ".errors")]
         self._process = CONTEXT.Process(target=_work, args=(words, folder, self._files, variables or {}))
-        self._process.start()
+        with pytest.MonkeyPatch.context() as patch:  # the server's first start is in a test's folder
+            patch.setenv("PYTHONPATH", ROOT)
+            self._process.start()
 
     @property
     def pid(self) -> int:
