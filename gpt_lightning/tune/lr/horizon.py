@@ -105,11 +105,11 @@ def _after(found: Posterior, octaves: float) -> Estimate:
     spread = (walk[:, None] + WITHIN).ravel()
     places = (found.minima + _onwards(found.exponents)[:, None] * octaves)[:, :, None] + spread
     weights = np.broadcast_to(found.probabilities[:, :, None] / len(spread), places.shape)
-    return Estimate(*2.0 ** _quantiles(places.ravel(), weights.ravel()))
+    return Estimate(*(2.0**place for place in _quantiles(places.ravel(), weights.ravel())))
 
 
-def _quantiles(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _quantiles(values: np.ndarray, weights: np.ndarray) -> list[float]:
     """The middle, the 5% and the 95% point."""
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[order]) - 0.5 * weights[order]
-    return np.interp([0.5, 0.05, 0.95], reached, values[order])
+    return np.interp([0.5, 0.05, 0.95], reached, values[order]).tolist()
