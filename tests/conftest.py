@@ -3,6 +3,7 @@
 And `folder`, where a test of a whole run works.
 """
 
+import gc
 from pathlib import Path
 
 import jaxtyping
@@ -21,6 +22,13 @@ jaxtyping.install_import_hook("gpt_lightning.model", CHECKER)
 def one_thread() -> None:
     """Tiny models are fastest on one thread, above all on a machine that is busy."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def imported_is_kept() -> None:
+    """What all tests have imported is not searched for garbage again and again: each trial of a verb collects it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -65,6 +65,7 @@ def test_a_kill_between_digest_and_rename_leaves_the_old_checkpoint_valid(tmp_pa
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.ckpt", "a.ckpt.sha256"], "left-overs stay"
 
 
+@pytest.mark.slow
 def test_a_full_disk_names_path_and_bytes_and_keeps_the_old_checkpoint(tmp_path):
     path = tmp_path / "a.ckpt"
     write_checkpoint(CONTENTS, path)

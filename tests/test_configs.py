@@ -16,6 +16,8 @@ from tests.run.test_distributed import STRATEGIES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ALL = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
+QUICK = (Path("debug.yaml"), Path("quickstart.yaml"))
+SINGLE = [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in ALL if n.parts[0] != "trainer"]
 SMALL = {"data.corpus": "text.txt", "data.prepare.tokenizer": "bytes", "trainer.accelerator": "cpu"}
 
 
@@ -27,7 +29,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name.parts[0] != "trainer"], ids=str)
+@pytest.mark.parametrize("name", SINGLE, ids=str)
 def test_runs_a_step_and_the_run_runs_again_from_its_config(folder, name):
     result = gl.run([CONFIGS / name, CONFIGS / "debug.yaml"], SMALL)
     assert result["step"] == 2 and result["tokens"] == 512
@@ -54,6 +56,7 @@ def test_wandb_works_offline_and_shows_config_curves_samples_and_group(folder):
         assert word in data, word
 
 
+@pytest.mark.slow
 def test_tensorboard_has_curves_over_tokens_and_samples(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import gpt_lightning as gl
 from gpt_lightning import cli
 from gpt_lightning.callbacks.batch_ramp import BatchRamp, check_ramp, ramp_accumulation
-from tests.fixtures import TINY, arguments, assert_equal, build, error_lines, fit_in_process, read
+from tests.fixtures import TINY, arguments, assert_equal, build, error_lines, fit_in_process, read, write_text
 from tests.run.test_resume import assert_same_run
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -90,6 +90,7 @@ def test_it_grows_below_the_line_and_every_full_batch_ends_a_step(full):
     assert set(range(full, at, full)) <= ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, SCALED], ids=["plain", "scaled"])
 def test_every_step_has_the_gradient_learning_rate_and_betas_of_its_own_samples(folder, options):
     schedule = {"model.schedule.name": "linear", "model.schedule.min_lr_ratio": 0.0, "model.gpt.dropout": 0.0}
@@ -113,6 +114,7 @@ def test_every_step_has_the_gradient_learning_rate_and_betas_of_its_own_samples(
     assert built.trainer.accumulate_grad_batches == 8
 
 
+@pytest.mark.slow
 def test_validations_and_checkpoints_end_a_step_and_the_run_ends_once(folder, capsys):
     result = gl.run([], {**TINY, **RAMP, "max_tokens": 1500})  # the last step goes past it
     steps = [int(row["tokens"]) for row in rows(folder) if row["train/loss"]]
@@ -123,22 +125,29 @@ def test_validations_and_checkpoints_end_a_step_and_the_run_ends_once(folder, ca
     assert "steps  of 32 growing over 1,024 tokens to 256 tokens = 8 x 2 sequences" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    """The folder of the whole run and of its text."""
+    path = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        write_text(path / "text.txt")
+        gl.run([], {**TINY, **RAMP, **SCALED, "val_interval_tokens": 768})
+    return path
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 6, 11, 14])  # 6 and 11: right before the batch grows
-def test_a_run_stopped_in_mid_ramp_goes_on_bit_for_bit(folder, monkeypatch, step):
-    options = {**TINY, **RAMP, **SCALED, "data.corpus": str(folder / "text.txt"), "val_interval_tokens": 768}
-    for name in ("whole", "parts"):
-        (folder / name).mkdir()
-    monkeypatch.chdir(folder / "whole")
-    gl.run([], options)
-    monkeypatch.chdir(folder / "parts")
+def test_a_run_stopped_in_mid_ramp_goes_on_bit_for_bit(uninterrupted, folder, step):
+    options = {**TINY, **RAMP, **SCALED, "val_interval_tokens": 768}
     stop = f'[{{"class_path": "tests.callbacks.test_batch_ramp.StopAt", "init_args": {{"step": {step}}}}}]'
     with pytest.raises(SystemExit):
         gl.run([], {**options, "trainer.callbacks": stop})
-    saved = read(folder / "parts" / "run" / "checkpoints" / "last.ckpt")
+    saved = read(folder / "run" / "checkpoints" / "last.ckpt")
     assert saved["tokens_seen"] == 32 * sum(STEPS[:step])
     gl.run([], {**options, "if_exists": "resume"})
-    assert_same_run(folder / "parts", folder / "whole")
-    parts, whole = (read(folder / name / "run" / "checkpoints" / "last.ckpt") for name in ("parts", "whole"))
+    assert_same_run(folder, uninterrupted)
+    parts, whole = (read(path / "run" / "checkpoints" / "last.ckpt") for path in (folder, uninterrupted))
     a, b = (checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"] for checkpoint in (parts, whole))
     assert_equal(a, b, "counters")
 
@@ -163,6 +172,7 @@ def test_groups_without_betas_are_left_alone():
     ]
 
 
+@pytest.mark.slow
 def test_the_noise_scale_is_measured_while_the_batch_grows(folder):
     gl.run([], {**TINY, **RAMP, "gradient_noise.interval_steps": 1})
     found = [row["tokens"] for row in rows(folder) if row["gradient_noise_scale"]]

@@ -77,6 +77,7 @@ def measured(callback: GradientNoiseScale) -> tuple[float, float]:
     return tuple(np.mean(callback.estimates, axis=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("b", "k", "n"), [(1, 16, 512), (4, 8, 2048), (16, 4, 4096)])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_both_estimates_are_those_of_exact_per_example_gradients(b, k, n, tied):
@@ -88,6 +89,7 @@ def test_both_estimates_are_those_of_exact_per_example_gradients(b, k, n, tied):
     assert critical_batch(callback.estimates, T).tokens == pytest.approx(T * noise / square, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "rel"), [({"gradient_clip_val": 1e-3}, 1e-6), ({"precision": "bf16-mixed"}, 0.02)], ids=["clip", "bf16"]
 )
@@ -97,6 +99,7 @@ def test_neither_clipping_nor_bf16_changes_it(options, rel):
     assert measured(other) == pytest.approx(measured(plain), rel=rel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_scaled_loss_is_divided_out(fused, monkeypatch):
     """float16's GradScaler, whose gradients Lightning unscales before the hook for all but fused optimizers."""
@@ -170,6 +173,7 @@ def test_the_moving_averages_smooth_numerator_and_denominator_and_survive_a_chec
         assert each.estimates == [(1.0, 4.0), (3.0, 2.0), (2.0, 8.0)]
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_nine_times_in_ten():
     random, held = np.random.default_rng(1), 0
     for _ in range(60):
@@ -183,6 +187,7 @@ def test_the_interval_holds_the_truth_nine_times_in_ten():
         critical_batch([(1.0, 1.0)], 10)
 
 
+@pytest.mark.slow
 def test_a_run_reports_it_and_goes_on_exactly_after_a_stop(tmp_path, monkeypatch):
     import gpt_lightning as gl
 

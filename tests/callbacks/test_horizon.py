@@ -32,6 +32,7 @@ def test_a_finished_run_is_not_trained_further():
     assert (again.module.tokens_seen, again.trainer.global_step) == (128, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ramp_tokens", [0, 512])
 def test_lightnings_own_learning_rate_finder_runs_and_leaves_the_run_as_it_was(ramp_tokens):
     ramp = {"batch_ramp.ramp_tokens": ramp_tokens, "batch_ramp.start_batch_tokens": 32}

@@ -46,6 +46,7 @@ def test_a_validation_that_is_not_the_best_writes_a_last_checkpoint_of_its_own(n
     assert (read_checkpoint(BEST)["tokens_seen"], read_checkpoint(LAST)["tokens_seen"]) == (128, 512)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_linked_checkpoint_and_leaves_the_best_one_whole():
     gl.run([], OPTIONS)
     gl.run(

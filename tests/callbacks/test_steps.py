@@ -43,6 +43,7 @@ def rows(column: str, run: str = "run") -> list[int]:
     return list(table["tokens"][table[column].notna()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch_size", [4, 16, 32])
 def test_a_run_goes_on_with_another_micro_batch_after_an_odd_number_of_steps(micro_batch_size):
     options = {**TINY, "data.corpus": "text.txt", "data.context_length": 32, "data.batch_tokens": 1024}
@@ -59,6 +60,7 @@ def test_a_run_goes_on_with_another_micro_batch_after_an_odd_number_of_steps(mic
         assert list(moved[column].dropna()) == pytest.approx(list(whole[column].dropna()), rel=1e-5), column
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_tokens", [96, 320, 768])
 def test_a_run_goes_on_with_another_micro_batch_while_the_batch_grows(max_tokens):
     """Micro-steps of 32 tokens, then of 16; the batch is 32, 64, 128, 256 tokens as in tests of the ramp."""

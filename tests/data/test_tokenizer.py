@@ -63,6 +63,7 @@ def test_text_that_spells_a_special_token_stays_text(trained):
     assert trained.eot_id in tokenizers.Tokenizer.from_str(trained.json).encode(f"a{EOT}b").ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["x" + " " * 1_500_000 + "y", "x" + "\n " * 700_000 + "z = 1", "=" * 1_500_000])
 def test_a_run_too_long_for_the_regex_still_gives_the_ids_of_tokenizers(trained, text):
     assert trained.encode(text) == reference(trained).encode(text).ids

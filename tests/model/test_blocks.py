@@ -229,6 +229,7 @@ def test_the_outer_module_has_the_last_word():
     assert facts_of(Outer())["block.shift"].mean == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "block", [ParallelBlock, GroupedBlock, pytest.param(GatedBlock, marks=pytest.mark.slow)], ids=lambda b: b.__name__
 )
@@ -241,6 +242,7 @@ def test_verify_passes_parts_of_unequal_size_under_muon():
     assert verify(MUP, OptimConfig(name="muon"), GroupedBlock, seeds=1).failed == []
 
 
+@pytest.mark.slow
 def test_verify_fails_a_wrong_block():
     failed = verify(MUP, OptimConfig(), blocks.WrongScaleBlock, seeds=1).failed
     assert "loss difference, width x2, x4" in failed

@@ -146,6 +146,7 @@ def test_no_prompts_and_no_tokens_give_nothing():
     assert written(small_gpt(), [], max_new_tokens=5) == written(small_gpt(), [[1]], max_new_tokens=0) == []
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_not_compiled_again_for_decoding():
     gpt = small_gpt(("dense",))
     expected = written(gpt, [[1, 2, 3]], max_new_tokens=20, **GREEDY)

@@ -80,6 +80,7 @@ def noisy_quadratic(settings: dict, ratio: float, tokens: int = 1024) -> float:
     return (weights - target).square().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [ADAMW, MUON], ids=["adamw", "muon"])
 @pytest.mark.parametrize("ratio", [1 / 2, 4])
 def test_a_rescaled_optimizer_is_as_far_after_the_same_tokens(settings, ratio):

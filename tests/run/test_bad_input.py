@@ -61,6 +61,7 @@ def test_one_line_and_nothing_written(case, capsys):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_not_overwritten_silently_and_a_running_one_not_at_all(capsys):
     from gpt_lightning.run.folder import RunDir
 
@@ -77,6 +78,7 @@ def test_a_run_is_not_overwritten_silently_and_a_running_one_not_at_all(capsys):
     other.release()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_architecture_is_refused_by_name(capsys):
     options = {"data.corpus": "text.txt", "max_tokens": 64, "run_dir": "run"}
     assert cli.main(["fit", *arguments(options)]) == 0

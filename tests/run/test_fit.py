@@ -21,6 +21,7 @@ def run(**options):
     return gl.run([], {**TINY, "data.corpus": "text.txt", "run_dir": "run", **options})
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_saved_weights_over_the_whole_validation_text(folder):
     result = run()
     gpt = load_gpt("run")
@@ -39,6 +40,7 @@ def test_scores_are_those_of_the_saved_weights_over_the_whole_validation_text(fo
     assert result["val/bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_validate_test_and_predict_agree_with_the_end_of_the_run(folder, capsys):
     result = run()
     flags = arguments({"data.corpus": "text.txt", "run_dir": "run"})
@@ -51,6 +53,7 @@ def test_validate_test_and_predict_agree_with_the_end_of_the_run(folder, capsys)
     assert len(losses) == 65 and losses[:64].mean() == pytest.approx(result["val/loss"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_accumulation_changes_nothing(folder):
     options = {"data.batch_tokens": 128, "model.gpt.dropout": 0.0, "max_tokens": 512}
     whole = run(**options, **{"data.micro_batch_size": 8})
@@ -90,6 +93,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(folder):
             assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
 
 
+@pytest.mark.slow
 def test_weights_to_start_from_are_loaded_with_fresh_counters(folder):
     first = run()
     second = run(**{"model.init_from": "run", "run_dir": "second", "model.optim.lr": 1e-9, "max_tokens": 256})
@@ -123,6 +127,7 @@ def test_the_summary_sets_the_model_beside_gzip_and_xz(folder):
     assert json.loads((folder / "run" / "summary.json").read_text())["val/loss"] == result["val/loss"]
 
 
+@pytest.mark.slow
 def test_samples_do_not_change_the_run(folder):
     with_samples = run()
     without = run(**{"samples.max_new_tokens": 0, "run_dir": "without"})

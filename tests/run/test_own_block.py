@@ -66,6 +66,7 @@ def assert_not_imported(folder) -> None:
     assert "mine" not in sys.modules and not (folder / "imported").exists()
 
 
+@pytest.mark.slow
 def test_a_block_of_ones_own_from_yaml_is_trained_resumed_and_generates(folder, capfd):
     (folder / "my.yaml").write_text(
         yaml.safe_dump({"model": {"block": {"class_path": "mine.MyBlock", "init_args": {"scale": 0.5}}}})
@@ -98,6 +99,7 @@ def test_a_block_of_ones_own_from_yaml_is_trained_resumed_and_generates(folder, 
     assert main(["validate", "--config=run/config.yaml"]) == 0
 
 
+@pytest.mark.slow
 def test_flags_name_a_block_and_the_weights_are_carried_over(folder, capfd):
     assert main(fit("--model.block=mine.MyBlock", "--model.block.scale=0.5")) == 0
     again = {"run_dir": "again", "model.init_from": "run"}
@@ -121,6 +123,7 @@ def test_a_mistake_in_the_block_is_one_line(flags, words, folder, capfd):
     assert not (folder / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_class_path_in_a_checkpoint_imports_nothing(folder, capfd):
     """What a checkpoint names is text: neither os.system nor a module with consequences is touched."""
     assert main(fit()) == 0

@@ -78,6 +78,7 @@ def test_it_is_named_in_yaml_or_by_a_flag(flags, expected):
     assert built.stack.to_dict()["model"]["loss"]["class_path"] == name  # config.yaml runs it again
 
 
+@pytest.mark.slow
 def test_focal_loss_without_focus_is_the_cross_entropy_and_scores_are_cross_entropy_whatever_is_trained_on():
     gl.run([], {**TINY, **OPTIONS})
     gl.run([], {**TINY, **OPTIONS, "run_dir": "zero", "model.loss": "mine.Focal", "model.loss.gamma": 0})
@@ -92,6 +93,7 @@ def test_focal_loss_without_focus_is_the_cross_entropy_and_scores_are_cross_entr
     assert "train/bits_per_byte" not in focal or focal["train/bits_per_byte"].isna().all()  # it is not in nats
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_a_stop_and_a_checkpoint_alone_imports_nothing(monkeypatch, capsys):
     whole = gl.run(["focal.yaml"], {**TINY, **OPTIONS, "run_dir": "whole", "model.schedule.name": "constant"})
     options = {**TINY, **OPTIONS, "model.schedule.name": "constant"}
@@ -106,6 +108,7 @@ def test_it_goes_on_after_a_stop_and_a_checkpoint_alone_imports_nothing(monkeypa
     assert "mine" not in sys.modules and "mine was imported" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_trial_trains_on_it_with_its_settings_and_is_scored_by_cross_entropy():
     flags = ["--model.loss=mine.Focal", "--model.loss.gamma=3", *arguments(OPTIONS)]
     stack, _ = read_stack(flags, "tune lr")

@@ -59,6 +59,7 @@ def assert_same_run(folder: Path, reference: Path) -> None:
     assert metrics(folder) == metrics(reference)
 
 
+@pytest.mark.slow
 def test_resume_after_kill_9_at_a_random_moment_is_the_uninterrupted_run(uninterrupted, tmp_path):
     process = start(tmp_path)
     wait_for_step(tmp_path, process, 3 * random.randint(2, 16))
@@ -70,6 +71,7 @@ def test_resume_after_kill_9_at_a_random_moment_is_the_uninterrupted_run(uninter
     assert_same_run(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_finishes_the_step_saves_and_tells(uninterrupted, tmp_path, number, code):
     process = start(tmp_path)
@@ -85,6 +87,7 @@ def test_a_signal_finishes_the_step_saves_and_tells(uninterrupted, tmp_path, num
     assert_same_run(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint_is_passed_over_loudly(uninterrupted, tmp_path):
     import shutil
 

@@ -1,5 +1,6 @@
 """What a resumed run is told is what it does: lr, decay, betas and schedule are those of its own config.yaml."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,17 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> Path:
+    """The folder of the run that is resumed, and of its text."""
+    path = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        write_text(path / "text.txt")
+        gl.run([], OPTIONS)
+    return path
+
+
 def one_step_of_plain_adamw(changes: dict) -> dict[str, torch.Tensor]:
     """The weights after the checkpoint and one step more, by torch's AdamW with the settings changed."""
     option = {**OPTIONS, **changes}.get
@@ -74,9 +86,10 @@ def one_step_of_plain_adamw(changes: dict) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in gpt.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
-def test_the_first_step_after_a_resume_has_the_settings_that_config_yaml_tells(name):
-    gl.run([], OPTIONS)
+def test_the_first_step_after_a_resume_has_the_settings_that_config_yaml_tells(stopped, folder, name):
+    shutil.copytree(stopped, folder, dirs_exist_ok=True)
     expected, unchanged = one_step_of_plain_adamw(CHANGES[name]), one_step_of_plain_adamw({})
     again = {**CHANGES[name], "if_exists": "resume", "max_tokens": 256 + STEP}
     gl.run(["run/config.yaml"], again)
@@ -92,6 +105,7 @@ def test_the_first_step_after_a_resume_has_the_settings_that_config_yaml_tells(n
         assert told_value == value
 
 
+@pytest.mark.slow
 def test_muons_momentum_is_that_of_the_resumed_run_and_its_name_is_refused(capsys):
     gl.run([], {**OPTIONS, "model.optim.name": "muon"})
     gl.run(["run/config.yaml"], {"if_exists": "resume", "max_tokens": 320, "model.optim.momentum": 0.5})

@@ -66,6 +66,7 @@ def test_training_goes_on_from_an_imported_model(imported, tmp_path, monkeypatch
     torch.testing.assert_close(trained.state_dict(), start.state_dict(), atol=1e-6, rtol=0)  # with so small a lr
 
 
+@pytest.mark.slow
 def test_an_imported_model_is_scored_but_has_no_run_to_go_on_with(imported, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text.txt")

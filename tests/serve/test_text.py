@@ -191,6 +191,7 @@ def test_the_help_names_the_defaults_that_hold():
     assert defaults.top_k is None and defaults.top_p is None
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_error(run_dir):
     command = [sys.executable, "-m", "gpt_lightning", "generate", "--run", str(run_dir), "--greedy"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -222,6 +223,7 @@ def generate_in(environment: dict[str, str], *arguments: bytes) -> subprocess.Co
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{"LC_ALL": "C"}, PLAIN_C], ids=["C", "C without UTF-8 mode"])
 def test_a_prompt_is_utf8_in_every_locale(run_dir, environment):
     done = generate_in(environment, b"--run", os.fsencode(run_dir), b"--prompt", "é".encode(), b"--stop", "ïv".encode())

@@ -32,6 +32,7 @@ def test_a_trial_is_the_run_that_fit_makes_and_writes_nothing(folder):
     assert trial.val_loss == pytest.approx(result["val/loss"], rel=1e-6) and trial.tokens == 1024
 
 
+@pytest.mark.slow
 def test_trials_do_not_depend_on_those_before_and_other_seeds_are_other_runs(folder):
     same = stack()
     first = train(same, {"model.optim.lr": 0.01}, seed=0)
@@ -63,6 +64,7 @@ def test_callbacks_that_write_or_need_a_logger_are_left_out_and_others_stay(fold
     assert [type(c).__name__ for c in trial.run.trainer.callbacks].count("ModelSummary") == 1
 
 
+@pytest.mark.slow
 def test_models_of_earlier_trials_do_not_pile_up(folder):
     models = [weakref.ref(train(stack(), {"max_tokens": 128}).run.module) for _ in range(4)]
     assert sum(model() is not None for model in models) <= 2

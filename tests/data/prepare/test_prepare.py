@@ -72,6 +72,7 @@ def test_more_documents_do_not_move_the_others_between_splits(tmp_path):
     assert 0.2 < len(splits[1]["val"]) / 200 < 0.4
 
 
+@pytest.mark.slow
 def test_one_and_two_threads_write_the_same_bytes(rows, tmp_path):
     for threads in (1, 2, 5):
         config = PrepareConfig(vocab_size=600, tokenizer_sample_bytes=100_000, n_threads=threads)
@@ -88,6 +89,7 @@ def test_a_shard_ends_with_the_document_that_fills_it(text_folder, tmp_path):
         assert len(shard.ends) == 1 or shard.ends[-2] < 50_000
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_no_corpus_and_the_next_run_is_byte_identical(rows, tmp_path):
     command = [sys.executable, "-c", PREPARE, str(rows)]
     subprocess.run([*command, str(tmp_path / "whole"), "2"], check=True)
@@ -107,6 +109,7 @@ def test_a_kill_in_the_middle_leaves_no_corpus_and_the_next_run_is_byte_identica
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_make_the_corpus_once(rows, tmp_path):
     command = [sys.executable, "-c", PREPARE, str(rows), str(tmp_path / "corpus"), "1"]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]

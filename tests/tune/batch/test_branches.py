@@ -66,6 +66,7 @@ def test_where_every_doubling_costs_a_hundredth_of_a_nat_that_is_found(monkeypat
     assert [branch.recovers for branch in found] == [True, False, False, False]
 
 
+@pytest.mark.slow
 def test_a_branch_trains_with_what_would_be_recommended_for_its_batch(tmp_path, monkeypatch):
     """With Muon, beside which AdamW has its groups too."""
     monkeypatch.chdir(tmp_path)

@@ -65,7 +65,7 @@ def test_intervals_hold_and_are_not_biased(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_intervals_hold_on_every_shape(name):
-    check(simulated(SHAPES[name], 300, first=80_000), 0.85)
+    check(simulated(SHAPES[name], 100, first=80_000), 0.85)
 
 
 @pytest.mark.slow

@@ -81,6 +81,7 @@ def build(**options) -> Run:
         return fixtures.build({**OPTIONS, **flags, "trainer.enable_checkpointing": False})
 
 
+@pytest.mark.slow
 def test_lightnings_finder_runs_on_our_module_and_keeps_an_8_to_1_ratio(folder):
     run = build()
     seen = []
@@ -98,6 +99,7 @@ def test_lightnings_finder_runs_on_our_module_and_keeps_an_8_to_1_ratio(folder):
     assert run.module.tokens_seen == OPTIONS["max_tokens"] and ratios(run.module) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_lightnings_callback_changes_the_learning_rate_that_is_trained_with(folder):
     from lightning.pytorch.callbacks import LearningRateFinder
 
@@ -112,6 +114,7 @@ def test_lightnings_callback_changes_the_learning_rate_that_is_trained_with(fold
     assert not math.isnan(run.module.lr)
 
 
+@pytest.mark.slow
 def test_lightnings_batch_scaler_finds_a_micro_batch(folder):
     run = build(**{"data.batch_tokens": 32})
     with quiet():

@@ -74,6 +74,7 @@ assert not heavy & {{name.split(".")[0] for name in sys.modules}}
     assert "arning" not in done.stderr
 
 
+@pytest.mark.slow
 def test_fit_takes_the_overlay(folder):
     tuned = ask(max_tokens=4096).tuned
     overlay = folder / "runs" / "suggest" / "tuned.yaml"
@@ -123,6 +124,7 @@ def test_fewer_than_a_hundred_steps_warn():
     assert not warned(many, "steps of") and 100 * many.recommended["batch_tokens"] <= 10_000_000
 
 
+@pytest.mark.slow
 def test_accumulation_on_one_replica_offers_the_smaller_batch():
     result = ask(max_tokens=100_000)
     batch_tokens, lr = result.recommended["batch_tokens"], result.recommended["lr"]
@@ -308,6 +310,7 @@ def test_bad_input_is_one_line_and_writes_nothing(case, folder, capsys):
     assert not (folder / "runs").exists() and not (folder / "corpora").exists()
 
 
+@pytest.mark.slow
 def test_every_config_is_read(folder):
     for path in sorted(CONFIGS.rglob("*.yaml")):
         name = str(path.relative_to(CONFIGS))

@@ -81,6 +81,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_each_single_mistake_in_the_table_fails(mistake, monkeypatch):
     plant(monkeypatch, MISTAKES[mistake])
@@ -102,7 +103,7 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("muon" in n)) for n in RIGHT])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "one layer")) for n in RIGHT])
 def test_right_models_pass(name):
     result = check(*RIGHT[name])
     assert result.failed == []
@@ -117,11 +118,13 @@ def test_muon_with_the_other_rules_learning_rate_fails(adjust_lr, monkeypatch):
     assert DUPLICATION in check(MUP, replace(MUON, adjust_lr=adjust_lr)).failed
 
 
+@pytest.mark.slow
 def test_a_clipping_norm_that_shrinks_with_width_fails_when_clipped(monkeypatch):
     plant(monkeypatch, role_mistake(*ALL, grad_weight=1.0))
     assert check(MUP).failed == [CLIPPED]
 
 
+@pytest.mark.slow
 def test_wrong_initial_weights_fail_though_training_is_right(monkeypatch):
     plant(monkeypatch, role_mistake("hidden", init_std=1.0))
     failed = check(MUP).failed
@@ -153,6 +156,7 @@ def test_over_depths_completep_holds_and_the_others_do_not(monkeypatch):
     assert check(COMPLETEP).failed == [stream]
 
 
+@pytest.mark.slow
 def test_standard_does_not_transfer():
     result = check(replace(COMPLETEP, parametrization="standard"))
     expected = {DUPLICATION, CLIPPED, "initial std over widths: hidden", "movement over widths: logits"}
@@ -212,12 +216,14 @@ class UnscaledInitBlock(GatedBlock):
         return {"mlp.gate.weight": Facts("hidden", std=None)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [RMSBlock, GatedBlock])
 @pytest.mark.parametrize("gpt", [MUP, COMPLETEP], ids=lambda gpt: gpt.parametrization)
 def test_changed_models_that_are_right_pass(block, gpt):
     assert check(gpt, block=block).failed == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "failed"),
     [
@@ -238,6 +244,7 @@ def command(tmp_path, *options: str) -> list[str]:
     return ["tune", "verify", *arguments({"tune.dir": tmp_path / "verify"}), *options]
 
 
+@pytest.mark.slow
 def test_the_verb_fails_a_standard_stack_and_writes_an_overlay_that_fit_takes(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(gpt_lightning.tune.verify.verb, "SEEDS", 1)
     assert main(command(tmp_path)) == 1
@@ -251,6 +258,7 @@ def test_the_verb_fails_a_standard_stack_and_writes_an_overlay_that_fit_takes(tm
     assert "parametrization: mup" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_the_verb_passes_mup_resumes_and_refuses_another_identity(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(gpt_lightning.tune.verify.verb, "SEEDS", 1)
     mup = ["--model.gpt.parametrization=mup", "--model.gpt.base_d_model=8"]
@@ -295,6 +303,7 @@ def test_a_bad_block_is_one_line(block, message, tmp_path, capfd):
     assert not (tmp_path / "verify").exists()
 
 
+@pytest.mark.slow
 def test_the_verb_takes_the_block_of_the_stack(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(gpt_lightning.tune.verify.verb, "SEEDS", 1)
     mup = ["--model.gpt.parametrization=mup", "--model.gpt.base_d_model=8", "--model.gpt.base_d_head=4"]
