@@ -1,12 +1,13 @@
 """Two sections of benchmark_tuning.py: do the intervals of `tune lr` hold, and how good is its answer at full length?
 
 coverage  simulated searches, noise 0.01 nats: how often the 90% interval holds the minimum, its bias and width
-horizon   AdamW, 2 layers x 64, 2,000 steps of 512 tokens: the answer, and the loss that it, the former rule
-          (the trials' best x tokens^-0.32) and two fixed learning rates end at, two seeds that the search did not use
+horizon   the answer for whole runs (CASES), and the loss that it, the former rule (the trials' best x tokens^-0.32)
+          and a grid of learning rates end at, two seeds that the search did not use
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,7 @@ from gpt_lightning.tune.trials import identity, train
 from gpt_lightning.tune.verb import Job
 
 console = Console(highlight=False, soft_wrap=True)
-STEPS, BATCH_TOKENS = 2_000, 512
 SEEDS = (10, 11)
-FIXED = (1.7e-3, 5.5e-3)
 SHAPES: dict[str, Callable[[float], float]] = {  # nats over u = octaves above the minimum
     "symmetric": lambda u: 0.02 * u * u,
     "1.5 x above": lambda u: 0.02 * u * u * (1.5 if u > 0 else 1),
@@ -33,6 +32,39 @@ SHAPES: dict[str, Callable[[float], float]] = {  # nats over u = octaves above t
     "power 1.5": lambda u: 0.03 * abs(u) ** 1.5 * (2 if u > 0 else 1),
     "wall above": lambda u: 0.02 * u * u + 0.02 * (math.exp(v := max(u - 0.5, 0)) - 1 - v),
 }
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the length of its run; grid: learning rates that are tried at full length."""
+
+    name: str
+    optimizer: str
+    n_layers: int
+    width: int
+    steps: int
+    batch_tokens: int
+    grid: tuple[float, ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.batch_tokens
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "model.gpt.n_layers": self.n_layers,
+            "data.batch_tokens": self.batch_tokens,
+            "max_tokens": self.tokens,
+            "model.schedule.warmup_tokens": self.tokens // 16,
+        }
+
+
+CASES = (
+    Case("adamw 2x64", "adamw", 2, 64, 2_000, 512, (1.4e-3, 2.8e-3, 5.5e-3, 1.1e-2)),  # the search was made with this
+    Case("muon 2x96", "muon", 2, 96, 2_000, 512, (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)),
+    Case("adamw 3x96", "adamw", 3, 96, 1_000, 1_024, (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)),
+)
 
 
 def simulated(shape: Callable[[float], float], seed: int) -> tuple[bool, float, float]:
@@ -58,21 +90,28 @@ def benchmark_coverage(folder: Path, n: int = 300) -> None:
 
 
 def benchmark_horizon(folder: Path, stack: Callable[..., list[str]]) -> None:
-    tokens = STEPS * BATCH_TOKENS
-    size = {"model.gpt.n_layers": 2, "max_tokens": tokens, "model.schedule.warmup_tokens": tokens // 16}
-    flags = [*stack(64, "adamw", **size), f"--tune.dir={folder / 'horizon'}"]
+    for case in CASES:
+        horizon_case(case, folder / case.name.replace(" ", "-"), stack)
+
+
+def horizon_case(case: Case, folder: Path, stack: Callable[..., list[str]]) -> None:
+    """What tune lr recommends for one case, and the final losses of it, the former rule and a grid."""
+    flags = [*stack(case.width, case.optimizer, **case.options), f"--tune.dir={folder}"]
     ours, settings = read_stack(flags, "tune lr", settings=LearningRateConfig)
     with TuneFolder(settings.dir, identity(ours, settings)) as kept, Progress(disable=True) as progress:
         found = tune_learning_rate(Job(ours, settings, kept, progress))
-        trials = found.found.answer.trials
-        rule = float(f"{trials.value * (tokens / found.trial_tokens) ** -0.32:.1e}")
-        console.print(f"\n{found.explanation}\nrecommended: {found.recommendation}, for {found.tokens / tokens:.0%}")
-        for lr in sorted({found.lr, rule, *FIXED}):
+        rule = float(f"{found.found.answer.trials.value * (case.tokens / found.trial_tokens) ** -0.32:.1e}")
+        console.print(f"\n{case.name}: {found.explanation}")
+        console.print(f"recommended: {found.recommendation}, for {found.tokens / case.tokens:.0%} of the run")
+        means: dict[float, float] = {}
+        for lr in sorted({found.lr, rule, *case.grid}):
 
             def final(seed: int, lr: float = lr) -> Any:
                 loss = train(ours, {"model.optim.lr": lr}, seed, val_tokens=50_000).val_loss
                 return loss if math.isfinite(loss) else None
 
             losses = [kept.measured(f"whole lr {lr} seed {seed}", lambda seed=seed: final(seed)) for seed in SEEDS]
+            means[lr] = math.inf if None in losses else sum(losses) / len(losses)
             whose = "recommended" if lr == found.lr else "tokens^-0.32" if lr == rule else ""
-            console.print(f"lr {lr:.1e}: {', '.join(f'{loss:.3f}' for loss in losses)} {whose}")
+            console.print(f"lr {lr:.1e}: {means[lr]:.3f} {whose}")
+        console.print(f"above the lowest: recommended {means[found.lr] - min(means.values()):.3f} nats")

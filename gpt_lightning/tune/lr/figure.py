@@ -32,7 +32,8 @@ def learning_rate_figure(range_tests: Sequence[Any], found: Any, lr_before: floa
     right.axvspan(trials.low, trials.high, color=FIT, alpha=0.2, label="90% interval")
     right.axvline(trials.value, color=FIT, label=f"best of trials {trials.value:.1e}")
     right.axvspan(run.low, run.high, color=RUN, alpha=0.1, label="90% interval")
-    right.axvline(run.value, color=RUN, label=f"for {max_tokens:,} tokens {run.value:.1e}")
+    lr = found.answer.lr
+    right.axvline(lr, color=RUN, label=f"for {max_tokens:,} tokens {lr:.1e}")
     right.axvline(lr_before, color="#888888", linestyle="--", linewidth=1, label=f"so far {lr_before:.1e}")
     right.set_title("whole short runs")
     right.set_ylabel("final validation loss (nats per token)")

@@ -4,6 +4,9 @@ Nobody knows the exponent: published values go from -0.32 to +0.31, for other ba
 of the stack at hand. So their mean and spread are the prior and the rounds of the search the evidence, which is
 discounted: the minimum of trials of 12, 50 and 200 steps fell as tokens^-0.5 where that of 2,000 steps did not (AdamW,
 2 layers x 64). The interval holds what is left unknown. The nearer the trials are to the run, the less it matters.
+
+What is recommended is not the middle of the interval but the learning rate of the least expected loss, which is lower
+where the loss is steeper above its minimum than below.
 """
 
 import math
@@ -61,12 +64,14 @@ class Estimate:
 class Answer:
     """What a search tells: the best learning rate of the longest trials and of the run, and the exponent between.
 
+    lr: of the least expected loss at the end of the run; below the middle of `run` where the loss is steeper above.
     data_weight: 1 - variance of the exponent after the search / before it; 0 where published values say all.
     asymmetry: how much steeper the loss is above the minimum than below.
     """
 
     trials: Estimate
     run: Estimate
+    lr: float
     exponent: Estimate
     data_weight: float
     asymmetry: float
@@ -80,9 +85,11 @@ def answer(found: Posterior, octaves: float) -> Answer:
     variance = (of_exponents * (exponents - mean) ** 2).sum() + _unknown() ** 2
     spread = exponents[:, None] + _unknown() * NORMAL
     weights = np.broadcast_to(of_exponents[:, None] / len(NORMAL), spread.shape)
+    places, weights_of_places = _after(found, octaves)
     return Answer(
-        trials=_after(found, 0.0),
-        run=_after(found, octaves),
+        trials=_estimate(*_after(found, 0.0)),
+        run=_estimate(places, weights_of_places),
+        lr=2.0 ** _least_loss(places, weights_of_places, found.asymmetry),
         exponent=Estimate(*_quantiles(spread.ravel(), weights.ravel())),
         data_weight=float(max(1 - variance / PRIOR.sd**2, 0.0)),
         asymmetry=found.asymmetry,
@@ -99,13 +106,28 @@ def _unknown() -> float:
     return PRIOR.sd * BEND / BETWEEN_ROUNDS.sd
 
 
-def _after(found: Posterior, octaves: float) -> Estimate:
-    """The best learning rate after so many octaves of tokens more; below 0 for a run shorter than the trials."""
+def _after(found: Posterior, octaves: float) -> tuple[np.ndarray, np.ndarray]:
+    """Log2 of the best learning rate after so many octaves of tokens more, with weights; octaves may be below 0."""
     walk = math.hypot(SHAPE, WOBBLE * math.sqrt(abs(octaves)), _unknown() * octaves) * NORMAL
     spread = (walk[:, None] + WITHIN).ravel()
     places = (found.minima + _onwards(found.exponents)[:, None] * octaves)[:, :, None] + spread
     weights = np.broadcast_to(found.probabilities[:, :, None] / len(spread), places.shape)
-    return Estimate(*(2.0**place for place in _quantiles(places.ravel(), weights.ravel())))
+    return places.ravel(), weights.ravel()
+
+
+def _estimate(places: np.ndarray, weights: np.ndarray) -> Estimate:
+    """Of what lies at 2^places."""
+    return Estimate(*(2.0**place for place in _quantiles(places, weights)))
+
+
+def _least_loss(places: np.ndarray, weights: np.ndarray, asymmetry: float) -> float:
+    """The place of the least expected loss, u^2 below the minimum and asymmetry u^2 above: an expectile."""
+    low, high = float(places.min()), float(places.max())
+    while high - low > 0.001:
+        x = (low + high) / 2
+        slope = (weights * np.where(places < x, asymmetry, 1.0) * (x - places)).sum()
+        low, high = (low, x) if slope > 0 else (x, high)
+    return (low + high) / 2
 
 
 def _quantiles(values: np.ndarray, weights: np.ndarray) -> list[float]:

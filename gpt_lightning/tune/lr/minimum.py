@@ -22,6 +22,7 @@ ASYMMETRIES = 2.0 ** np.linspace(-2.5, 3.5, 13)  # r; prior log-normal about 1.2
 NOISES = 0.01 * 2.0 ** np.linspace(-4, 5, 8)  # standard deviation of a trial's loss, nats; prior even in log
 MISFIT = 0.15  # of its height above the lowest, by which a point may miss the curve: far points count less
 WOBBLE = 0.5  # octaves for each root of an octave of tokens: no power law is exact
+NOISIER = 2.0  # octaves by which the noise may change from round to round: trials that leave a plateau scatter more
 EXPONENTS = np.linspace(-2.5, 2.5, 11)  # in standard deviations of the prior
 
 
@@ -95,13 +96,19 @@ def posterior(rounds: list[Round], prior: Prior) -> Posterior:
 
 
 def _moved(state: np.ndarray, minima: np.ndarray, exponents: np.ndarray, octaves: float) -> np.ndarray:
-    """Log probabilities [exponents, minima, ...] after the minimum has walked for so many octaves of tokens."""
+    """Log probabilities [exponents, minima, asymmetries, noises] after the minimum and the noise have walked.
+
+    octaves: of tokens. The first round, of none, is met as it is.
+    """
     if octaves <= 0:
         return state
     step = minima[:, None] - minima - exponents[:, None, None] * octaves  # exponents, to, from
     walk = np.exp(-0.5 * (step / (WOBBLE * math.sqrt(octaves))) ** 2)
     top = state.max()
-    flat = np.exp(state - top).reshape(*state.shape[:2], -1)
+    apart = np.log2(NOISES[:, None] / NOISES)
+    change = np.exp(-0.5 * (apart / NOISIER) ** 2)
+    change /= change.sum(axis=1, keepdims=True)
+    flat = (np.exp(state - top) @ change).reshape(*state.shape[:2], -1)
     return np.log(walk @ flat + 1e-300).reshape(state.shape) + top
 
 

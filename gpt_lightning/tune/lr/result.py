@@ -37,8 +37,8 @@ class LearningRateResult:
 
     @property
     def lr(self) -> float:
-        """For the run; to two digits, more are not known."""
-        return float(f"{self.found.answer.run.value:.1e}")
+        """Of the least expected loss at the end of the run; to two digits, more are not known."""
+        return float(f"{self.found.answer.lr:.1e}")
 
     @property
     def recommendation(self) -> str:
@@ -53,7 +53,8 @@ class LearningRateResult:
         return (
             f"best for {self.trial_tokens:,} tokens: lr {found.trials}; for {self.max_tokens:,}: {found.run}\n"
             f"between them lr ~ tokens ^ {_exponent(found.exponent)}: of published exponents "
-            f"({PRIOR.mean:.2f} +- {PRIOR.sd:.2f}) and of these rounds, which weigh {found.data_weight:.0%}"
+            f"({PRIOR.mean:.2f} +- {PRIOR.sd:.2f}) and of these rounds, which weigh {found.data_weight:.0%}\n"
+            f"of least expected loss: lr {self.lr:.1e}; it rises {found.asymmetry:.1f} x as steeply above the best"
         )
 
     def notes(self) -> list[str]:

@@ -45,9 +45,9 @@ def test_one_round_says_nothing_of_the_exponent():
     assert found.exponent.value == pytest.approx(PRIOR.mean, abs=0.02)
 
 
-def known(exponent: float) -> Posterior:
+def known(exponent: float, asymmetry: float = 1.0) -> Posterior:
     """The minimum of the trials is lr 1, and the exponent between rounds is this one, exactly."""
-    return Posterior(np.array([exponent]), np.array([0.0]), np.ones((1, 1)), 1.0)
+    return Posterior(np.array([exponent]), np.array([0.0]), np.ones((1, 1)), asymmetry)
 
 
 def test_the_interval_of_the_run_holds_the_exponent_and_the_walk():
@@ -66,3 +66,15 @@ def test_the_interval_of_the_run_holds_the_exponent_and_the_walk():
 def test_a_run_as_long_as_the_trials_takes_their_answer():
     found = answer(posterior(rounds(-0.2), BETWEEN_ROUNDS), 0.0)
     assert found.run == found.trials
+
+
+@pytest.mark.parametrize("asymmetry", [0.5, 1.0, 4.0])
+def test_the_answer_is_the_learning_rate_of_the_least_expected_loss(asymmetry):
+    """Against 200,000 draws of a normal place of the minimum and a search by brute force."""
+    found = answer(known(-0.1, asymmetry), octaves=3.0)
+    sd = math.log2(found.run.high / found.run.low) / (2 * 1.645)
+    places = np.random.default_rng(0).normal(math.log2(found.run.value), sd, 200_000)
+    candidates = math.log2(found.run.value) + np.arange(-2, 2, 0.02)
+    expected = [np.mean((x - places) ** 2 * np.where(x > places, asymmetry, 1.0)) for x in candidates]
+    assert math.log2(found.lr) == pytest.approx(candidates[np.argmin(expected)], abs=0.04)
+    assert (found.lr < 0.9 * found.run.value) == (asymmetry > 1)

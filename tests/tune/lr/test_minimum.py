@@ -98,6 +98,15 @@ def test_more_noise_and_fewer_seeds_give_wider_intervals():
     assert factor(0.02, 1) > factor(0.02, 8)
 
 
+def test_a_round_that_scatters_does_not_overrule_one_that_does_not():
+    """Whole losses of a 2 x 64 model: short trials agree to 0.02 nats, those that leave a plateau scatter by 0.1."""
+    short = Round(1000, {2.0**i: [0.03 * i * i, 0.03 * i * i + 0.01 * (-1) ** i] for i in range(-2, 3)})
+    erratic = Round(4000, {2.0**i: [loss] for i, loss in zip(range(-3, 1), (5.80, 5.58, 5.74, 5.62), strict=True)})
+    before, after = fit(short, octaves=2.0).run, fit(short, erratic).trials
+    assert abs(math.log2(after.value / before.value)) < 1.0
+    assert before.low / 1.5 < after.low and after.high < before.high * 1.5
+
+
 def test_a_minimum_beyond_a_learning_rate_that_diverged_is_not_believed():
     open_above = fit(Round(1, {2.0**i: [0.02 * (i - 2) ** 2] for i in range(-2, 2)})).trials
     diverged = {**{2.0**i: [0.02 * (i - 2) ** 2] for i in range(-2, 2)}, 4.0: [math.inf]}
