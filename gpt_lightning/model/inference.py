@@ -53,6 +53,8 @@ def prepare(gpt: GPT, weights: str = "float32") -> GPT:
         return gpt.to(getattr(torch, weights))
     if weights != "float32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise ValueError(f"{weights} weights need a CPU with AVX-512 and torch's oneDNN; take float32")
+    if weights == "int8" and not torch.cpu._is_vnni_supported():
+        raise ValueError("int8 weights need a CPU with AVX-512 VNNI; take bfloat16")
     readout = KINDS[weights](gpt.readout_weight)
     for module in gpt.modules():
         for name, child in list(module.named_children()):
