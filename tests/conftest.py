@@ -39,3 +39,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text.txt")
     return tmp_path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first: started last, one would leave the other workers idle."""
+    items.sort(key=lambda item: item.path.name not in ("test_readme.py", "test_notebooks.py"))

@@ -4,6 +4,7 @@ import shlex
 import warnings
 
 import numpy as np
+import pytest
 
 import gpt_lightning as gl
 from gpt_lightning.cli import main
@@ -36,6 +37,7 @@ def test_a_banded_run_does_not_propose_an_export_that_would_be_refused(tmp_path,
     assert [command.split()[1] for command in proposed(capsys.readouterr().out)] == ["generate"]
 
 
+@pytest.mark.slow
 def test_tokens_without_a_tokenizer_train_without_a_warning_and_propose_what_works(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tokens").mkdir()
@@ -66,6 +68,7 @@ def test_byte_ids_of_another_program_generate_when_they_are_said_to_be_bytes(tmp
     assert main(shlex.split(commands[0])[1:]) == 0
 
 
+@pytest.mark.slow
 def test_scores_of_a_split_stand_beside_the_compressors(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text.txt", n_words=20_000)
