@@ -71,7 +71,8 @@ def test_branches_compare_pairwise_and_recover_within_their_scatter():
 
 
 def tune(*options: str) -> int:
-    flags = arguments({"data.corpus": "text.txt", "max_tokens": 100_000, "data.batch_tokens": 64})
+    size = {"model.gpt.n_layers": 1, "max_tokens": 100_000, "data.batch_tokens": 64}
+    flags = arguments({"data.corpus": "text.txt", **size})
     return main(["tune", "batch", *flags, "--tune.tokens=9216", *options])
 
 
