@@ -18,6 +18,7 @@ import torch
 from gpt_lightning import files, sharded
 from gpt_lightning.model.gpt import GPT, Block, GPTConfig
 from gpt_lightning.model.own_block import MakeBlock, block_spec, import_block
+from gpt_lightning.model.sharding import is_sharded, load_whole_weights
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -56,17 +57,18 @@ def remove_checkpoint(path: str | Path) -> None:
     sharded.remove_unused(Path(path).parent)
 
 
-def read_checkpoint(path: str | Path, optimizer: bool = True) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, optimizer: bool = True, mapped: bool = False) -> dict[str, Any]:
     """Contents of a checkpoint on the CPU; of one in shards, those of the optimizer only where asked for.
 
-    Raises ValueError when it is damaged or holds anything but data.
+    mapped: tensors of a file stay in it until they are used, so that many ranks on a machine need no memory of their
+    own for it. Raises ValueError when it is damaged or holds anything but data.
     """
     path = Path(path)
     verify_checkpoint(path)
     if sharded.is_sharded(path):
         return sharded.read(path, optimizer)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises many kinds, with pages of advice to load it unsafely
         raise ValueError(f"{path} is not a checkpoint of tensors and plain values; it was not loaded") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
@@ -205,10 +207,22 @@ def _in_words(spec: dict[str, Any] | None) -> str:
 
 
 def load_gpt_weights(gpt: GPT, path: str | Path) -> None:
-    """Copy the weights of a run folder or checkpoint into `gpt`. Raises ValueError when the shapes differ."""
-    checkpoint = read_checkpoint(find_checkpoint(path), optimizer=False)
+    """Copy the weights of a run folder or checkpoint into `gpt`; where that is sharded (FSDP2), all ranks call it.
+
+    Raises ValueError when the architectures differ.
+    """
+    path = find_checkpoint(path)
+    if is_sharded(gpt) and sharded.is_sharded(path):  # every rank reads its own part
+        verify_checkpoint(path)
+        check_same_model(sharded.read_rest(path), gpt.config, gpt.block)
+        weights = gpt.state_dict()
+        named = {f"gpt.{name}": value for name, value in weights.items()}
+        sharded.read_tensors(sharded.model_tensors(named), path, together=True)
+        gpt.load_state_dict(weights)
+        return
+    checkpoint = read_checkpoint(path, optimizer=False, mapped=True)
     check_same_model(checkpoint, gpt.config, gpt.block)
-    gpt.load_state_dict(gpt_state(checkpoint))
+    load_whole_weights(gpt, gpt_state(checkpoint))
 
 
 def _digest_file(path: Path) -> Path:

@@ -21,7 +21,7 @@ from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.model.flops import count_parameters
 from gpt_lightning.model.gpt import GPT, Block, GPTConfig
 from gpt_lightning.model.loss import IGNORED, CrossEntropy, Loss, StepMean, sum_dtype, token_nats
-from gpt_lightning.model.own_block import block_spec, own_block
+from gpt_lightning.model.own_block import block_spec, check_loss, own_block
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.model.sharding import build_sharded
 from gpt_lightning.optim.config import OptimConfig, timescale_weight_decay
@@ -58,10 +58,8 @@ class GPTModule(LightningModule):
         init_from: str | None = None,
     ):
         super().__init__()
-        self.gpt_config, self.loss, self.optim_config = gpt, loss, optim
+        self.gpt_config, self.loss, self.optim_config = gpt, check_loss(loss), optim
         self.block, self.block_spec, self.own_block = block, block_spec(block), own_block(block)
-        if list(self.loss.parameters()):
-            raise ValueError(f"loss {type(self.loss).__name__} has parameters, which nothing would train; use buffers")
         self.schedule, self.max_tokens = schedule, max_tokens
         self.compile_blocks, self.init_from = compile, init_from
         self.gpt: GPT | None = None  # built in configure_model, once the strategy is known
@@ -230,8 +228,9 @@ class GPTModule(LightningModule):
         text_bytes = 0 if self.token_bytes is None else self.total_bytes.compute()
         if text_bytes > 0:
             scores[f"{split}/bits_per_byte"] = nats / text_bytes / torch.log(torch.tensor(2.0, dtype=nats.dtype))
-        # Loggers get them from callbacks/metrics.py, with tokens as the x-axis.
-        self.log_dict({key: value.float() for key, value in scores.items()}, logger=False, sync_dist=False)
+        # Loggers get them from callbacks/metrics.py, with tokens as the x-axis. They are of all ranks by now, weighed
+        # by counts, so that sync_dist leaves them as they are; without it Lightning advises it.
+        self.log_dict({key: value.float() for key, value in scores.items()}, logger=False, sync_dist=True)
         for metric in (self.total_nats, self.total_tokens, self.total_bytes):
             metric.reset()
 

@@ -7,7 +7,7 @@ process and one on many start from equal weights. When sharding, only one block 
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from gpt_lightning.model.facts import unset_is_nan
@@ -39,6 +39,23 @@ def build_sharded(
     fully_shard(gpt, mesh=mesh["data_parallel"])
     register_fsdp_forward_method(gpt, "hidden_states")  # training enters here, not by forward
     return gpt
+
+
+def is_sharded(gpt: GPT) -> bool:
+    """Whether this process holds only its part of each parameter."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in gpt.parameters())
+
+
+def load_whole_weights(gpt: GPT, state: dict[str, Tensor]) -> None:
+    """Copy whole tensors into a model, sharded or not; every rank has them and cuts out its own part."""
+    if not is_sharded(gpt):
+        gpt.load_state_dict(state)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    set_model_state_dict(gpt, {**state}, options=StateDictOptions(full_state_dict=True))
 
 
 def _with_storage(gpt: GPT, name: str) -> nn.Module:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import WandbLogger
 
@@ -94,11 +95,24 @@ def _evaluate(run: Run, folder: RunDir, verb: str) -> dict[str, Any]:
         print_scores(scores, checkpoint, compression(run.data.corpora, split) if is_there else {})
         return scores
     batches = run.trainer.predict(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
-    losses = torch.cat(list(batches)).tolist()  # type: ignore[arg-type]
-    rows = [f"{i},{loss}" for i, loss in enumerate(losses) if not math.isnan(loss)]
-    folder.write_text("predictions.csv", "\n".join(["sequence,loss", *rows]) + "\n")
-    say(f"loss of {len(rows)} sequences, in nats per token: {folder / 'predictions.csv'}")
+    losses = torch.cat(list(batches))  # type: ignore[arg-type]
+    ranks = _of_all_ranks(losses, run.trainer)
+    in_order = torch.stack(ranks, 1).flatten().tolist()  # rank r had every n-th sequence from r on (data/batches.py)
+    rows = [f"{i},{loss}" for i, loss in enumerate(in_order) if not math.isnan(loss)]
+    if run.trainer.is_global_zero:
+        folder.write_text("predictions.csv", "\n".join(["sequence,loss", *rows]) + "\n")
+        say(f"loss of {len(rows)} sequences, in nats per token: {folder / 'predictions.csv'}")
     return {"predictions": str(folder / "predictions.csv"), "n_sequences": len(rows)}
+
+
+def _of_all_ranks(values: torch.Tensor, trainer: Trainer) -> list[torch.Tensor]:
+    """A tensor as each rank has it; of one shape on all of them."""
+    values = values.to(trainer.strategy.root_device)
+    ranks = [torch.empty_like(values) for _ in range(trainer.world_size)]
+    if len(ranks) == 1:
+        return [values]
+    torch.distributed.all_gather(ranks, values)
+    return ranks
 
 
 def fit_main(arguments: list[str], about: str = "") -> int:

@@ -29,6 +29,7 @@ from gpt_lightning.run.schema import UNREAD, Devices, full_parser, light_parser
 from gpt_lightning.run.spelling import flags, in_words, load_counts, overlays_first
 
 if TYPE_CHECKING:
+    from gpt_lightning.model.loss import Loss
     from gpt_lightning.model.own_block import MakeBlock
 
 LIGHT = {
@@ -90,6 +91,17 @@ class Stack:
 
         spec: dict[str, Any] = {"class_path": named} if isinstance(named, str) else Namespace(named).as_dict()
         return own_block(partial(import_block(spec["class_path"]), **spec.get("init_args", {})))
+
+    def loss(self) -> "Loss":
+        """The training loss, built-in or the user's own, with its settings; reads no corpus."""
+        from gpt_lightning.model.loss import Loss
+        from gpt_lightning.model.own_block import check_loss
+
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_argument("--loss", type=Loss)
+        named = {"loss": Namespace(self["model.loss"]).as_dict()}
+        config = _parse(lambda: parser.parse_object(named), parser)
+        return check_loss(parser.instantiate_classes(config).loss)
 
     @property
     def n_devices(self) -> int:

@@ -11,6 +11,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from gpt_lightning.model.gpt import GPTConfig
+from gpt_lightning.model.loss import Loss
 from gpt_lightning.model.own_block import MakeBlock
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.tune.verify.coordinate_check import (
@@ -29,7 +30,7 @@ from gpt_lightning.tune.verify.equivalence import (
     largest_difference,
 )
 from gpt_lightning.tune.verify.figure import coordinate_check
-from gpt_lightning.tune.verify.miniature import D_HEAD, Miniature
+from gpt_lightning.tune.verify.miniature import D_HEAD, Miniature, check_loss
 
 HEADS = {"duplication": 2, "coordinates": 4}  # of the miniatures at base width
 DOUBLINGS = (0, 1, 2, 3)
@@ -90,7 +91,7 @@ class VerifyResult:
 
     def notes(self) -> list[str]:
         """What the numbers are."""
-        return ["differences in nats over 15 steps; the others are exponents in width or depth"]
+        return ["differences of the loss over 15 steps; the others are exponents in width or depth"]
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict and all numbers."""
@@ -131,20 +132,28 @@ class VerifyResult:
         return {"model": {"gpt": keys}}
 
 
-def measurements(gpt: GPTConfig, optim: OptimConfig, block: MakeBlock, seeds: int) -> dict[str, Callable[[], Any]]:
-    """What is to be measured, by name; each call gives a JSON value."""
+def measurements(
+    gpt: GPTConfig, loss: Loss, optim: OptimConfig, block: MakeBlock, seeds: int
+) -> dict[str, Callable[[], Any]]:
+    """What is to be measured, by name; each call gives a JSON value.
+
+    Raises ValueError for a loss that cannot be followed in miniature.
+    """
+    check_loss(loss)
     n_layers = min(gpt.n_layers, 2)
     small = Miniature.of(gpt, block, HEADS["duplication"], n_layers)
     base = Miniature.of(gpt, block, HEADS["coordinates"], n_layers)
     return {
         **{
-            f"losses x{2**d} clip {clip:g}": partial(duplicated_losses, small, d, optim, clip)
+            f"losses x{2**d} clip {clip:g}": partial(duplicated_losses, small, d, loss, optim, clip)
             for clip in (0.0, CLIP)
             for d in (0, 1, 2)
         },
         "initial std": partial(initial_std, base),
-        **{f"width {d} {s}": partial(movements, base.wider(d), optim, s) for d in DOUBLINGS for s in range(seeds)},
-        **{f"depth {n} {s}": partial(movements, base.deeper(n), optim, s) for n in DEPTHS for s in range(seeds)},
+        **{
+            f"width {d} {s}": partial(movements, base.wider(d), loss, optim, s) for d in DOUBLINGS for s in range(seeds)
+        },
+        **{f"depth {n} {s}": partial(movements, base.deeper(n), loss, optim, s) for n in DEPTHS for s in range(seeds)},
     }
 
 

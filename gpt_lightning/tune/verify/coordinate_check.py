@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt_lightning.model.gpt import GPT
+from gpt_lightning.model.loss import Loss
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.tune.verify.miniature import Miniature, batch, optim_in_miniature, train
 
@@ -25,11 +26,11 @@ DEPTH_TOLERANCE = 0.15  # over depths: right models reach 0.10, a residual multi
 Movements = dict[str, float]  # by kind of activation, mean absolute change
 
 
-def movements(miniature: Miniature, optim: OptimConfig, seed: int) -> Movements:
+def movements(miniature: Miniature, loss: Loss, optim: OptimConfig, seed: int) -> Movements:
     """How far `STEPS` steps move each kind of activation."""
     gpt, data = miniature.build(seed), batch(seed)
     before = activations(gpt, data[0])
-    losses = train(gpt, optim_in_miniature(optim, LR, weight_decay=0.0, eps=1e-12), data)
+    losses = train(gpt, loss, optim_in_miniature(optim, LR, weight_decay=0.0, eps=1e-12), data)
     for _ in range(STEPS):
         next(losses)
     after = activations(gpt, data[0])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gpt_lightning.model.growth import duplicate_width
+from gpt_lightning.model.loss import Loss
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.tune.verify.miniature import Miniature, batch, optim_in_miniature, train
 
@@ -27,11 +28,11 @@ DOUBLINGS = 2  # between the models whose initial weights are compared
 SIGMAS = 5.0  # sampling errors that a standard deviation may be off its law
 
 
-def duplicated_losses(small: Miniature, doublings: int, optim: OptimConfig, clip: float) -> list[float]:
+def duplicated_losses(small: Miniature, doublings: int, loss: Loss, optim: OptimConfig, clip: float) -> list[float]:
     """Losses of `small`, made 2^doublings times as wide by duplication, over `STEPS` steps in float64."""
     source, wide = small.build(0, torch.float64), small.wider(doublings).build(0, torch.float64)
     duplicate_width(source, wide)
-    losses = train(wide, optim_in_miniature(optim, LR, WEIGHT_DECAY, EPS), batch(0), clip)
+    losses = train(wide, loss, optim_in_miniature(optim, LR, WEIGHT_DECAY, EPS), batch(0), clip)
     return [next(losses) for _ in range(STEPS)]
 
 

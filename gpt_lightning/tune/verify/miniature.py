@@ -1,11 +1,12 @@
 """The user's model and optimizer in miniature: the same structure, small enough for a hundred runs in a minute.
 
 What decides how a parametrization behaves is kept: biases, tying, the kinds of attention, the ratio of d_ff, whether
-wider models have more or wider heads, the optimizer with its learning-rate ratios. Sizes, vocabulary, initial and
-learning-rate levels are not. Steps are made as module.py makes them, so that a mistake in the table or in a changed
+wider models have more or wider heads, the loss, the optimizer with its learning-rate ratios. Sizes, vocabulary, initial
+and learning-rate levels are not. Steps are made as module.py makes them, so that a mistake in the table or in a changed
 model shows here.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
-from gpt_lightning.model.loss import linear_cross_entropy
+from gpt_lightning.model.loss import Loss
 from gpt_lightning.model.own_block import MakeBlock
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.optim.config import OptimConfig
@@ -103,18 +104,52 @@ def optim_in_miniature(optim: OptimConfig, lr: float, weight_decay: float, eps: 
     return replace(optim, lr=lr / max([1.0, *optim.lr_ratios.values()]), weight_decay=weight_decay, eps=eps)
 
 
-def train(gpt: GPT, optim: OptimConfig, data: tuple[Tensor, Tensor], clip: float = 0.0) -> Iterator[float]:
+def check_loss(loss: Loss) -> None:
+    """Raise ValueError for a loss that cannot be followed here: of one vocabulary, or less exact than its input."""
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(SEQUENCES * CONTEXT, D_HEAD, dtype=torch.float64, generator=random)
+    weight = torch.randn(VOCAB, D_HEAD, dtype=torch.float64, generator=random)
+    name = f"model.loss {type(loss).__name__}"
+    try:
+        mean = mean_loss(_fresh(loss, hidden.dtype), hidden, weight, batch(0)[1])
+    except Exception as error:  # whatever a user's code raises
+        raise ValueError(
+            f"{name} cannot be verified: with a vocabulary of {VOCAB} it stops with {type(error).__name__}: {error}; "
+            "tune verify trains miniatures of the model, so it expects a loss that works for any vocabulary"
+        ) from error
+    if mean.dtype != hidden.dtype:
+        raise ValueError(
+            f"{name} cannot be verified: it makes {mean.dtype} of float64, and models that should train alike are "
+            "compared to the last digit; take the dtype of its input instead, as by logits.to(hidden.dtype)"
+        )
+
+
+def mean_loss(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The loss of one micro-step as training has it; random numbers that it draws are the same in every miniature."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        total, count = loss(hidden, weight, targets.flatten())
+    return total / count
+
+
+def _fresh(loss: Loss, dtype: torch.dtype) -> Loss:
+    """The loss with the buffers that it starts with, so that no miniature sees what another one left there."""
+    return copy.deepcopy(loss).to(dtype)
+
+
+def train(gpt: GPT, loss: Loss, optim: OptimConfig, data: tuple[Tensor, Tensor], clip: float = 0.0) -> Iterator[float]:
     """Train on one batch, for as long as losses are asked for; each is that before its step."""
+    loss = _fresh(loss, gpt.wte.weight.dtype)
     numbers = parametrization(gpt.config, optim.hidden_update).roles
     optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.facts(), optim, numbers)
     tokens, targets = data
     while True:
         hidden = gpt.hidden_states(tokens).flatten(0, 1)
-        loss = linear_cross_entropy(hidden, gpt.readout_weight, targets.flatten())
+        mean = mean_loss(loss, hidden, gpt.readout_weight, targets)
         optimizer.zero_grad()
-        loss.backward()
+        mean.backward()
         if clip:
             trained = [p for p in gpt.parameters() if p.grad is not None]
             torch.nn.utils.clip_grads_with_norm_(trained, clip, gradient_norm(optimizer.param_groups))
         optimizer.step()
-        yield loss.item()
+        yield mean.item()

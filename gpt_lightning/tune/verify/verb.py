@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from gpt_lightning.model.gpt import Block, GPTConfig
+from gpt_lightning.model.loss import CrossEntropy, Loss
 from gpt_lightning.model.own_block import MakeBlock
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.run.stack import Stack
-from gpt_lightning.tune.results import IfExists, TuneFolder
+from gpt_lightning.tune.results import IfExists
 from gpt_lightning.tune.verb import Job, Verb
 from gpt_lightning.tune.verify.checks import VerifyResult, judge, measurements
 from gpt_lightning.tune.verify.miniature import Miniature, one_thread
@@ -38,54 +37,55 @@ class VerifyConfig:
     """resume keeps what has been measured there, overwrite starts anew."""
 
 
-def verify(gpt: GPTConfig, optim: OptimConfig, block: MakeBlock = Block, seeds: int = SEEDS) -> VerifyResult:
-    """Check the parametrization of a model and optimizer.
+def verify(
+    gpt: GPTConfig,
+    optim: OptimConfig,
+    block: MakeBlock = Block,
+    seeds: int = SEEDS,
+    loss: Loss = CrossEntropy(),  # noqa: B008 (it has no state)
+) -> VerifyResult:
+    """Check the parametrization of a model, its loss and optimizer.
 
-    seeds: runs per size of the coordinate check. Raises ValueError when wider models have other layers.
+    seeds: runs per size of the coordinate check. Raises ValueError when wider models have other layers, and for a loss
+    that cannot be followed in miniature.
     """
     with one_thread():
-        return judge(
-            gpt, optim.name, {key: measure() for key, measure in measurements(gpt, optim, block, seeds).items()}
-        )
+        plan = measurements(gpt, loss, optim, block, seeds)
+        return judge(gpt, optim.name, {key: measure() for key, measure in plan.items()})
 
 
 def tune_verify(job: Job) -> VerifyResult:
     """Measure what the folder does not hold, and judge."""
     gpt, optim = job.stack.settings("model.gpt"), job.stack.settings("model.optim")
-    return judge(gpt, optim.name, _measure(gpt, optim, job.stack.own_block() or Block, job.folder, job.progress))
+    block, loss = job.stack.own_block() or Block, job.stack.loss()
+    code = code_digest(block, gpt, loss)  # so that a mended model is measured anew
+    measured = {}
+    plan = measurements(gpt, loss, optim, block, SEEDS)
+    with one_thread():
+        for key, measure in job.progress.track(plan.items(), description="verifying"):
+            measured[key] = job.folder.measured(f"{code} {key}", measure)
+    return judge(gpt, optim.name, measured)
 
 
 def identity(stack: Stack, settings: VerifyConfig) -> dict[str, Any]:
-    """What decides the verdict: structure and optimizer, neither data nor sizes that the miniatures do not take."""
+    """What decides the verdict: structure, loss, optimizer; neither data nor sizes that the miniatures do not take."""
     kept = {
         f"{group}.{key}": value
         for group in ("model.gpt", "model.optim")
         for key, value in asdict(stack.settings(group)).items()
         if key not in UNUSED
     }
-    return {**kept, "model.block": stack["model.block"].as_dict()}
+    return {**kept, "model.block": stack["model.block"].as_dict(), "model.loss": stack["model.loss"].as_dict()}
 
 
-def _measure(
-    gpt: GPTConfig, optim: OptimConfig, block: MakeBlock, folder: TuneFolder, progress: Progress
-) -> dict[str, Any]:
-    code = code_digest(block, gpt)  # so that a mended model is measured anew
-    measured = {}
-    plan = measurements(gpt, optim, block, SEEDS)
-    with one_thread():
-        for key, measure in progress.track(plan.items(), description="verifying"):
-            measured[key] = folder.measured(f"{code} {key}", measure)
-    return measured
-
-
-def code_digest(block: MakeBlock, gpt: GPTConfig) -> str:
-    """Digest of the code that decides the measurements: the model's, its layers', the optimizer's and the checks'."""
+def code_digest(block: MakeBlock, gpt: GPTConfig, loss: Loss = CrossEntropy()) -> str:  # noqa: B008
+    """Digest of the code that decides the measurements: of model, layers, loss, optimizer and checks."""
     here = Path(__file__).parent
     files = {here / f"{name}.py" for name in ("miniature", "equivalence", "coordinate_check", "checks")}
     package = here.parents[1]
     files |= {*(package / "model").glob("*.py"), *(package / "optim").glob("*.py")}
-    layers = {type(module) for module in Miniature.of(gpt, block, n_heads=1, n_layers=1).build(0).modules()}
-    for layer in layers:
+    model = Miniature.of(gpt, block, n_heads=1, n_layers=1).build(0)
+    for layer in {type(module) for module in (*model.modules(), *loss.modules())}:
         files |= {Path(file) for base in layer.__mro__ if base is not object and (file := inspect.getsourcefile(base))}
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
 

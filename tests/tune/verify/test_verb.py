@@ -1,5 +1,6 @@
 """`tune verify` passes right models and fails each wrong rule, in the table and in models that users changed."""
 
+import importlib
 import json
 from dataclasses import replace
 
@@ -16,12 +17,13 @@ import gpt_lightning.tune.verify.verb
 from gpt_lightning.cli import main
 from gpt_lightning.model.facts import Facts
 from gpt_lightning.model.gpt import MLP, Block, GPTConfig
+from gpt_lightning.model.loss import IGNORED, CrossEntropy, TokenLoss, linear_cross_entropy
 from gpt_lightning.model.own_block import MakeBlock, import_block
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.run.fit import run
 from gpt_lightning.tune.verify.equivalence import SIGMAS, initial_std
-from gpt_lightning.tune.verify.miniature import Miniature
+from gpt_lightning.tune.verify.miniature import Miniature, batch, mean_loss
 from gpt_lightning.tune.verify.verb import VerifyResult, code_digest, verify
 from tests.fixtures import arguments, write_text
 
@@ -236,6 +238,60 @@ def test_changed_models_that_are_wrong_fail(block, failed):
     assert failed in check(MUP, block=block).failed
 
 
+class Focal(TokenLoss):
+    """A right loss with all that makes copies hard to compare: state, a share of random targets, weights as counts."""
+
+    def __init__(self, gamma: float = 1.0):
+        super().__init__()
+        self.gamma = gamma
+        self.register_buffer("scale", torch.ones(()))
+
+    def per_token(self, logits, targets):
+        nats = F.cross_entropy(logits, targets, reduction="none")
+        return (1 - torch.exp(-nats)) ** self.gamma * nats
+
+    def forward(self, hidden, weight, targets):
+        kept = torch.where(torch.rand(targets.shape) < 0.8, targets, IGNORED)
+        total, count = super().forward(hidden, weight, kept)
+        self.scale += 1
+        return total / self.scale, count * 1.5
+
+
+class Penalised(Focal):
+    """Wrong: the penalty grows with the width."""
+
+    def forward(self, hidden, weight, targets):
+        total, count = super().forward(hidden, weight, targets)
+        return total + hidden.square().sum(), count
+
+
+class OneVocabulary(TokenLoss):
+    def per_token(self, logits, targets):
+        return F.cross_entropy(logits, targets, torch.ones(50257, dtype=logits.dtype), reduction="none")
+
+
+class Float32(TokenLoss):
+    def per_token(self, logits, targets):
+        return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+@pytest.mark.slow
+def test_a_loss_of_ones_own_is_what_the_miniatures_train_on():
+    """Each starts anew with it, and draws the random numbers of the others; a loss that depends on the width fails."""
+    right = verify(MUP, ADAMW, seeds=1, loss=Focal())
+    assert right.failed == [] and measured(right, DUPLICATION) < 1e-13
+    assert right.over_widths != check(MUP).over_widths
+    assert {DUPLICATION, CLIPPED} <= set(verify(MUP, ADAMW, seeds=1, loss=Penalised()).failed)
+
+
+def test_the_built_in_loss_is_bit_for_bit_the_mean_cross_entropy():
+    hidden, weight = (torch.randn(n, 8, generator=torch.Generator().manual_seed(0)) for n in (128, 32))
+    targets = batch(0)[1]
+    found = mean_loss(CrossEntropy(), hidden, weight, targets)
+    assert torch.equal(found, linear_cross_entropy(hidden, weight, targets.flatten()))
+    assert found.item() == pytest.approx(F.cross_entropy(hidden @ weight.T, targets.flatten()).item(), rel=1e-6)
+
+
 def never(*args):
     raise AssertionError("measured again")
 
@@ -284,7 +340,15 @@ def test_a_mended_model_is_measured_anew(tmp_path, monkeypatch):
     before = code_digest(my_block, MUP)
     assert before == code_digest(my_block, MUP) != code_digest(Block, MUP)
     file.write_text(file.read_text() + "# mended\n")
-    assert code_digest(my_block, MUP) != before
+    mended = code_digest(my_block, MUP)
+    assert mended != before
+    (tmp_path / "my_changed_loss.py").write_text(
+        "from gpt_lightning.model.loss import CrossEntropy\n\n\nclass MyLoss(CrossEntropy):\n    pass\n"
+    )
+    my_loss = importlib.import_module("my_changed_loss").MyLoss()
+    with_loss = code_digest(my_block, MUP, my_loss)
+    (tmp_path / "my_changed_loss.py").write_text("# mended\n")
+    assert mended != with_loss != code_digest(my_block, MUP, my_loss)
 
 
 @pytest.mark.parametrize(
@@ -301,6 +365,29 @@ def test_a_bad_block_is_one_line(block, message, tmp_path, capfd):
     error = capfd.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "verify").exists()
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [("OneVocabulary", "with a vocabulary of 32 it stops with RuntimeError"), ("Float32", "makes torch.float32")],
+)
+def test_a_loss_that_cannot_be_followed_is_one_line(loss, message, tmp_path, capfd):
+    assert main(command(tmp_path, f"--model.loss={__name__}.{loss}")) == 2
+    error = capfd.readouterr().err
+    assert f"model.loss {loss} cannot be verified" in error and message in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_verb_takes_the_loss_of_the_stack(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(gpt_lightning.tune.verify.verb, "SEEDS", 1)
+    mup = ["--model.gpt.parametrization=mup", "--model.gpt.base_d_model=8"]
+    own = [*mup, f"--model.loss={__name__}.Penalised", "--model.loss.gamma=2"]
+    assert main(command(tmp_path, *own)) == 1
+    assert DUPLICATION in capfd.readouterr().out
+    assert main(command(tmp_path, *mup)) == 2
+    assert f"model.loss.class_path '{__name__}.Penalised' (now 'gpt_lightning" in capfd.readouterr().err
+    assert main(command(tmp_path, *own, "--model.loss.gamma=3")) == 2
+    assert "model.loss.init_args.gamma 2.0 (now 3.0)" in capfd.readouterr().err
 
 
 @pytest.mark.slow
