@@ -1,8 +1,8 @@
 """A user's own block, by name: what a checkpoint holds of it, and how it is found where the user names it again.
 
 A checkpoint holds the class's import path and settings as text and plain values, and never imports it: that would run
-whatever code the file names. Only a path that the user gives is imported. A loss of one's own is checked here too; of it a
-checkpoint holds the buffers alone.
+whatever code the file names. Only a path that the user gives is imported. A loss of one's own is checked here too; of
+it a checkpoint holds the buffers alone.
 """
 
 import functools
