@@ -18,7 +18,6 @@ import torch
 from gpt_lightning import files, sharded
 from gpt_lightning.model.gpt import GPT, Block, GPTConfig
 from gpt_lightning.model.own_block import MakeBlock, block_spec, import_block
-from gpt_lightning.model.sharding import is_sharded, load_whole_weights
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -211,6 +210,8 @@ def load_gpt_weights(gpt: GPT, path: str | Path) -> None:
 
     Raises ValueError when the architectures differ.
     """
+    from gpt_lightning.model.sharding import is_sharded, load_whole_weights
+
     path = find_checkpoint(path)
     if is_sharded(gpt) and sharded.is_sharded(path):  # every rank reads its own part
         verify_checkpoint(path)
