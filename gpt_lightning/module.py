@@ -21,7 +21,7 @@ from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.model.flops import count_parameters
 from gpt_lightning.model.gpt import GPT, Block, GPTConfig
 from gpt_lightning.model.loss import IGNORED, CrossEntropy, Loss, StepMean, sum_dtype, token_nats
-from gpt_lightning.model.own_block import block_spec, check_loss, own_block
+from gpt_lightning.model.own_block import block_spec, check_loss, load_loss, own_block
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.model.sharding import build_sharded
 from gpt_lightning.optim.config import OptimConfig, timescale_weight_decay
@@ -46,6 +46,8 @@ class GPTModule(LightningModule):
         init_from: A run folder or a checkpoint whose weights to start from, with fresh optimizer and counters.
     """
 
+    loss: Loss
+
     def __init__(
         self,
         gpt: GPTConfig = GPTConfig(),  # noqa: B008 (frozen, and its values are the defaults that --help shows)
@@ -58,7 +60,9 @@ class GPTModule(LightningModule):
         init_from: str | None = None,
     ):
         super().__init__()
-        self.gpt_config, self.loss, self.optim_config = gpt, check_loss(loss), optim
+        self.gpt_config, self.optim_config = gpt, optim
+        # No submodule: its buffers are no part of the model, whose weights are read without it or with another one.
+        object.__setattr__(self, "loss", check_loss(loss))
         self.block, self.block_spec, self.own_block = block, block_spec(block), own_block(block)
         self.schedule, self.max_tokens = schedule, max_tokens
         self.compile_blocks, self.init_from = compile, init_from
@@ -83,6 +87,9 @@ class GPTModule(LightningModule):
         self.token_bytes = getattr(_datamodule(self), "token_bytes", None)
         for metric in (self.total_nats, self.total_tokens, self.total_bytes):
             metric.set_dtype(sum_dtype(self.device))
+
+    def on_fit_start(self) -> None:
+        self.loss.to(self.device)
 
     def forward(self, tokens: Tensor) -> Float[Tensor, "batch time vocab"]:
         return self._net(tokens)
@@ -160,6 +167,7 @@ class GPTModule(LightningModule):
         checkpoint["gpt_config"] = gpt_config_to_dict(self.gpt_config)
         if self.block_spec is not None:
             checkpoint["block"] = self.block_spec
+        checkpoint["loss"] = self.loss.state_dict()
         checkpoint["tokens_seen"] = self.tokens_seen
         checkpoint["optimizer"] = self.optim_config.hidden_update
         if self._device_mesh is None and "optimizer_states" in checkpoint:
@@ -176,6 +184,8 @@ class GPTModule(LightningModule):
                 f"the checkpoint's hidden matrices were updated by {trained_by}, here by {here} (model.optim); resume "
                 "with the same optimizer, or start a new run from the weights with --model.init_from"
             )
+        if self.trainer.state.fn == "fit":
+            load_loss(self.loss, checkpoint.get("loss", {}))
         self.tokens_seen = checkpoint["tokens_seen"]
 
     @property

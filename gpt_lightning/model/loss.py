@@ -33,6 +33,8 @@ def default_chunk_tokens(vocab_size: int, device: torch.device) -> int:
 class Loss(nn.Module, ABC):
     """A training loss: a sum, and what to divide it by. It may not own parameters, for nothing would train them.
 
+    Buffers are each rank's own; a checkpoint keeps those of the first, and a run that goes on has them again.
+
     Args:
         chunk_tokens: Tokens whose logits exist at once, at chunk_tokens x vocab_size x 4 bytes; chosen by device when
             not given.

@@ -73,6 +73,18 @@ def check_loss(loss: Loss) -> Loss:
     return loss
 
 
+def load_loss(loss: Loss, state: dict[str, Any]) -> None:
+    """Bring back the buffers of a loss. Raises ValueError where they are those of another loss."""
+    here = loss.state_dict()
+    if state.keys() != here.keys():
+        theirs, ours = (", ".join(names) or "none" for names in (state, here))
+        raise ValueError(
+            f"the checkpoint was trained with another model.loss: its buffers are {theirs}, those of "
+            f"{type(loss).__name__} here {ours}; repeat its loss, or start a new run with --model.init_from"
+        )
+    loss.load_state_dict(state)
+
+
 def _parts(block: Any) -> tuple[Any, dict[str, Any]]:
     """What makes the block, and its settings. jsonargparse's partial calls a function of its own with the class."""
     if not isinstance(block, functools.partial):

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from gpt_lightning.model.loss import CrossEntropy
 from gpt_lightning.optim.rescale import StepSettings
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import quiet
@@ -69,23 +70,39 @@ class RescaledSteps(Callback):
 
 
 class WindowStarts(Callback):
-    """The loss of the first unchanged batch of every window, before any of the window's updates."""
+    """The loss of the first unchanged batch of every window, before any of the window's updates, in nats per token.
+
+    Where the training loss is not in nats, the cross entropy is taken beside it, in eval mode.
+    """
 
     def __init__(self, factor: int):
         self.factor = factor
         self.losses: list[float] = []
         self._micro_steps = 0
         self._sum: torch.Tensor | float = 0.0
+        self._nats: torch.Tensor | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        at, unchanged = self._place(trainer)
+        if at < unchanged and type(pl_module.loss) is not CrossEntropy:
+            pl_module.eval()
+            self._nats = pl_module.predict_step(batch, batch_idx).nanmean()
+            pl_module.train()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        unchanged = trainer.accumulate_grad_batches // self.factor  # micro-steps of an unchanged batch
-        at = self._micro_steps % (FACTORS[-1] * unchanged)
+        at, unchanged = self._place(trainer)
         self._micro_steps += 1
         if at < unchanged:
-            self._sum = self._sum + outputs["loss"].detach() * self.factor  # Lightning divides by the accumulation
+            trained = outputs["loss"].detach() * self.factor  # Lightning divides by the accumulation
+            self._sum = self._sum + (trained if self._nats is None else self._nats / unchanged)
         if at == unchanged - 1:
             self.losses.append(float(self._sum))
             self._sum = 0.0
+
+    def _place(self, trainer: Trainer) -> tuple[int, int]:
+        """Of this micro-step in its window, and how many an unchanged batch has."""
+        unchanged = trainer.accumulate_grad_batches // self.factor
+        return self._micro_steps % (FACTORS[-1] * unchanged), unchanged
 
 
 def measure_branches(stack: Stack, folder: TuneFolder, tokens: int) -> list[Branch]:

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 import gpt_lightning as gl
+from gpt_lightning.model.loss import TokenLoss
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.optimizer import RoleOptimizer
 from gpt_lightning.optim.rescale import rescaled, rounded
@@ -64,6 +66,22 @@ def test_where_every_doubling_costs_a_hundredth_of_a_nat_that_is_found(monkeypat
     found = compare_branches({factor: planted(factor, monkeypatch, price=0.012) for factor in FACTORS})
     assert [branch.difference for branch in found] == pytest.approx([0.0, 0.012, 0.024, 0.036], abs=1e-6)
     assert [branch.recovers for branch in found] == [True, False, False, False]
+
+
+class Halved(TokenLoss):
+    def per_token(self, logits, targets):
+        return F.cross_entropy(logits, targets, reduction="none") / 2
+
+
+def test_branches_are_compared_in_nats_whatever_is_trained_on(folder):
+    options = {"data.corpus": "text.txt", "data.batch_tokens": 64, "model.optim.lr": 1e-12, "model.gpt.dropout": 0.0}
+    found = {}
+    for loss in ("gpt_lightning.model.loss.CrossEntropy", f"{__name__}.Halved"):
+        stack = read_stack(arguments({**options, "model.loss": loss}), "tune batch")[0]
+        train_trunk(stack, 512, Path("trunk.ckpt"))
+        found[loss] = train_branch(stack, 2, 1024, Path("trunk.ckpt"))
+    plain, halved = found.values()
+    assert len(plain) > 1 and halved == pytest.approx(plain, rel=1e-5)
 
 
 @pytest.mark.slow
