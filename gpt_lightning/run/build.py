@@ -12,12 +12,11 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from gpt_lightning.callbacks.batch_ramp import BatchRamp, check_ramp
+from gpt_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from gpt_lightning.callbacks.gradient_noise import GradientNoiseScale, check_measurable, refuse_sharded
 from gpt_lightning.callbacks.horizon import TokenHorizon
-from gpt_lightning.callbacks.last_checkpoint import LastCheckpoint
 from gpt_lightning.callbacks.metrics import RunMetrics
 from gpt_lightning.callbacks.preemption import Preemption
 from gpt_lightning.callbacks.progress import TokenProgressBar
@@ -145,9 +144,7 @@ def _writing(stack: Stack, folder: RunDir, metrics: RunMetrics) -> list[Callback
     if stack["trainer.enable_progress_bar"] is not False:
         callbacks.append(TokenProgressBar(metrics))
     if stack["trainer.enable_checkpointing"] is not False:
-        best = ModelCheckpoint(
-            folder.checkpoints, "best", monitor="val/loss", save_on_train_epoch_end=False, enable_version_counter=False
-        )
+        best = BestCheckpoint(folder.checkpoints)
         callbacks += [best, LastCheckpoint(folder.checkpoints / "last.ckpt", best)]
     return callbacks
 

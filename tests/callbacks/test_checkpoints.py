@@ -1,5 +1,6 @@
 """A state is written once: where the last checkpoint is the best one, it is the same file under a second name."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,15 @@ def test_a_run_goes_on_from_a_linked_checkpoint_and_leaves_the_best_one_whole():
     )
     assert read_checkpoint(LAST)["tokens_seen"] == 640
     assert read_checkpoint(BEST)["tokens_seen"] in (512, 640)
+
+
+def test_a_run_whose_folder_was_moved_still_knows_its_best_checkpoint():
+    gl.run([], OPTIONS)
+    Path("run").rename("moved")
+    worse = {"max_tokens": 640, "if_exists": "resume", "model.optim.lr": 10.0, "model.schedule.name": "constant"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gl.run([], {**OPTIONS, **worse, "run_dir": "moved"})
+    folder = Path("moved/checkpoints")
+    assert read_checkpoint(folder / "last.ckpt")["tokens_seen"] == 640
+    assert read_checkpoint(folder / "best.ckpt")["tokens_seen"] == 512
