@@ -32,8 +32,8 @@ class Bfloat16Linear(nn.Module):
         self.bias = None if bias is None else bias.detach().float()
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        y = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.packed, None, "none", [], "").float()
-        return y if self.bias is None else y.add_(self.bias)
+        y = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.packed, None, "none", [], "")
+        return y.float() if self.bias is None else torch.add(y, self.bias)  # float32, as the bias
 
 
 KINDS: dict[str, Callable[..., nn.Module]] = {"float32": FewRowsLinear, "bfloat16": Bfloat16Linear, "int8": Int8Linear}
