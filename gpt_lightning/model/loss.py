@@ -7,7 +7,7 @@ tokens x 50257 x 4 bytes is 0.4 GB, and plain cross entropy holds several copies
 and gradient at once, in the forward pass and in their own place, so nothing is computed twice.
 
 Why not `torch.nn.functional.linear_cross_entropy`: with 4096 tokens, d_model 384 and V 8192 in bf16 on two cores it
-took 2.1 to 2.4 x our time (torch 2.13; scripts/benchmark_training.py prints the ratio), and torch before 2.13 lacks it.
+took 2.1 to 2.6 x our time (torch 2.13; scripts/benchmark_training.py prints the ratio), and torch before 2.13 lacks it.
 """
 
 from abc import ABC, abstractmethod
