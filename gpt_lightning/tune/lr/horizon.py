@@ -1,9 +1,10 @@
 """From the best learning rate of short trials to that of the run: times (tokens of the run / of the trials)^exponent.
 
-Nobody knows the exponent: published values go from -0.32 to +0.31, for other batches, sizes and schedules than those
-of the stack at hand. So their mean and spread are the prior and the rounds of the search the evidence, which is
-discounted: the minimum of trials of 12, 50 and 200 steps fell as tokens^-0.5 where that of 2,000 steps did not (AdamW,
-2 layers x 64). The interval holds what is left unknown. The nearer the trials are to the run, the less it matters.
+Nobody knows the exponent. What was published is of other sizes and schedules, and mostly of batches that grow with the
+tokens, where a search keeps one batch: there the growth is taken out by Adam's rule, lr ~ root of batch. The mean and
+spread of what remains are the prior and the rounds of the search the evidence, which is discounted: the minimum of
+trials of 12, 50 and 200 steps fell as tokens^-0.5 where that of 2,000 steps did not (AdamW, 2 layers x 64). The
+interval holds what is left unknown. The nearer the trials are to the run, the less it matters.
 
 What is recommended is not the middle of the interval but the learning rate of the least expected loss, which is lower
 where the loss is steeper above its minimum than below.
@@ -20,22 +21,25 @@ from gpt_lightning.tune.lr.minimum import STEP, WOBBLE, Posterior, Prior
 
 @dataclass(frozen=True)
 class Published:
-    """How the best learning rate of AdamW goes with the tokens of a run, at a fixed size of the model."""
+    """How the best learning rate of AdamW, and the batch that goes with it, grow with the tokens at a fixed size."""
 
     name: str
     source: str
     exponent: float
-    note: str = ""
+    batch_exponent: float
+
+    @property
+    def at_fixed_batch(self) -> float:
+        """The exponent that is left when the batch stays."""
+        return self.exponent - self.batch_exponent / 2
 
 
-PUBLISHED = (
-    Published("Step Law", "arXiv 2503.04715", 0.307, "the batch grows with the tokens"),
-    Published("Kaplan 2020", "arXiv 2001.08361", 0.0, "a law of the size alone"),
-    Published("Porian 2024", "arXiv 2406.19146", 0.0, "a law of the size alone"),
-    Published("DeepSeek LLM", "arXiv 2401.02954", -0.125, "in FLOPs; the batch grows with them"),
-    Published("Bjorck 2024", "arXiv 2409.19913", -0.32, "one batch for all tokens"),
+PUBLISHED = (  # laws of the size alone, as Kaplan's and Porian's, say nothing here
+    Published("Step Law", "arXiv 2503.04715", 0.307, 0.571),
+    Published("DeepSeek LLM", "arXiv 2401.02954", -0.125, 0.3271),
+    Published("Bjorck 2024", "arXiv 2409.19913", -0.32, 0.0),
 )
-PRIOR = Prior(fmean(law.exponent for law in PUBLISHED), stdev(law.exponent for law in PUBLISHED))
+PRIOR = Prior(fmean(law.at_fixed_batch for law in PUBLISHED), stdev(law.at_fixed_batch for law in PUBLISHED))
 BEND = 0.3  # standard deviation by which the exponent from trials to run may differ from that between rounds
 BETWEEN_ROUNDS = Prior(PRIOR.mean, math.hypot(PRIOR.sd, BEND))
 SHAPE = 0.12  # octaves by which two half parabolas miss the minimum of a real curve
