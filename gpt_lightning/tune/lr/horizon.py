@@ -4,8 +4,8 @@ Nobody knows the exponent. What was published is of other sizes and schedules, a
 tokens, where a search keeps one batch: there the growth is taken out by Adam's rule, lr ~ root of batch. The mean and
 spread of what remains are the prior and the rounds of the search the evidence, which is discounted: the minimum of
 trials of 12, 50 and 200 steps fell as tokens^-0.5 where that of 2,000 steps did not (AdamW, 2 layers x 64). The
-interval holds what is left unknown; it held the best of a grid of whole runs three times of three, the middle was off by
-0.02 (Muon) to 0.3 nats (AdamW on 3 x 96). The nearer the trials are to the run, the less it matters.
+interval holds what is left unknown; it held the best of a grid of whole runs three times of three, and the answer cost
+0.02 (Muon) to 0.3 nats (AdamW, 3 x 96). The nearer the trials are to the run, the less it matters.
 
 What is recommended is not the middle of the interval but the learning rate of the least expected loss, which is lower
 where the loss is steeper above its minimum than below.
