@@ -37,7 +37,6 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
     """
     from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter, save
 
-    _need_safetensors()
     tensors, rest = _take_apart(checkpoint)
     folder = path.with_name(_by_rank_zero(lambda: _new_name(path.parent, checkpoint["global_step"])))
     try:
@@ -94,7 +93,6 @@ def read(path: Path, optimizer: bool = True) -> dict[str, Any]:
     """The whole checkpoint in memory, as a file would hold it; its tensors of the optimizer only where asked for."""
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-    _need_safetensors()
     sizes: dict[str, Any] = dict(HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata)
     tensors = {
         key: torch.empty(size.size, dtype=size.properties.dtype)
@@ -178,10 +176,3 @@ def _by_rank_zero(value: Callable[[], str]) -> str:
     found = [value() if dist.get_rank() == 0 else ""]
     dist.broadcast_object_list(found)
     return found[0]
-
-
-def _need_safetensors() -> None:
-    try:
-        import safetensors  # noqa: F401
-    except ImportError as error:
-        raise ValueError("sharded checkpoints need safetensors; pip install 'gpt-lightning[hf]'") from error

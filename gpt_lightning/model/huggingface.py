@@ -108,7 +108,8 @@ def export_gpt2(gpt: GPT, tokenizer_json_path: str | Path, folder: str | Path) -
         raise ValueError(why)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose another folder")
-    save_file = _safetensors().save_file
+    from safetensors.torch import save_file
+
     tokenizer_json = Path(tokenizer_json_path).read_text(encoding="utf-8")
     eot_id = _eot_id(tokenizer_json_path, tokenizer_json, config.vocab_size)
     dtype = str(gpt.wte.weight.dtype).removeprefix("torch.")
@@ -210,7 +211,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         return _read_pytorch(folder / "pytorch_model.bin")
     else:
         raise ValueError(f"{folder} has no weights; expected model.safetensors or pytorch_model.bin")
-    load_file = _safetensors().load_file
+    from safetensors.torch import load_file
+
     weights: dict[str, Tensor] = {}
     for name in names:
         try:
@@ -239,11 +241,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise ValueError("safetensors is not installed; pip install 'gpt-lightning[hf]'") from None
-    return safetensors.torch

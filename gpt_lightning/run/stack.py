@@ -11,6 +11,7 @@ at a stack may last; a Stack that was read so cannot be built.
 import json
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -174,6 +175,9 @@ def _parse(parse: Any, parser: jsonargparse.ArgumentParser) -> Any:
         return parse()
     except (jsonargparse.ArgumentError, TypeError, KeyError) as error:
         raise ValueError(in_words(str(error), parser)) from error
+    except (NameError, AttributeError, ImportError, SyntaxError) as error:  # in a module of the user's own
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(f"{where.filename}, line {where.lineno}: {type(error).__name__}: {error}") from error
 
 
 def _load_light(text: str) -> Any:

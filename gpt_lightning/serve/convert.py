@@ -75,7 +75,10 @@ def import_run(source: Path, path: Path) -> None:
     from gpt_lightning.run.folder import RunDir
 
     run_dir = RunDir(path)
-    run_dir.check("refuse")
+    if run_dir.check("overwrite"):
+        raise ValueError(f"{path} already holds a run; choose another --run_dir")
+    if not source.is_dir():
+        raise ValueError(f"{source} is not a folder; expected one with a GPT-2, as gpt-lightning export writes it")
     tokenizer = Tokenizer.from_file(source / "tokenizer.json")
     config, state = import_gpt2(source)
     if tokenizer.vocab_size > config.vocab_size:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from gpt_lightning.data.tokenizer import Tokenizer
@@ -12,7 +13,6 @@ from gpt_lightning.serve.text import TextGenerator
 from gpt_lightning.serve.text import load as load_generator
 
 transformers = pytest.importorskip("transformers")
-safetensors_torch = pytest.importorskip("safetensors.torch")
 
 TEXT = "the cat sat on the mat, naïvely; 東京タワー 👩‍👩‍👧 it's 1999\n\n  def f(x):\n    return x " * 20
 VOCAB = 300
@@ -160,7 +160,7 @@ def test_a_failed_export_leaves_nothing(tokenizer_path, tmp_path, monkeypatch):
     def full_disk(*args, **kwargs):
         raise OSError("no space left")
 
-    monkeypatch.setattr(safetensors_torch, "save_file", full_disk)
+    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
     with pytest.raises(OSError):
         export_gpt2(our_gpt(), tokenizer_path, tmp_path / "hf")
     assert list(tmp_path.iterdir()) == []
@@ -168,9 +168,9 @@ def test_a_failed_export_leaves_nothing(tokenizer_path, tmp_path, monkeypatch):
 
 def change_weights(folder, change) -> None:
     path = folder / "model.safetensors"
-    weights = safetensors_torch.load_file(path)
+    weights = safetensors.torch.load_file(path)
     change(weights)
-    safetensors_torch.save_file(weights, path)
+    safetensors.torch.save_file(weights, path)
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,13 @@ def test_flags_name_a_block_and_the_weights_are_carried_over(folder, capfd):
         (["--model.block=mine.MyBlok"], ["module 'mine' has no attribute 'MyBlok'"]),
         (["--model.block=nowhere.MyBlock"], ["No module named 'nowhere'"]),
         (["--model.block=mine.Path"], ["to be a subclass of <class 'Module'>"]),
+        (["--model.block=broken.MyBlock"], ["broken.py, line 2: NameError: name 'nn' is not defined"]),
+        (["--model.loss=broken.MyBlock"], ["broken.py, line 2: NameError: name 'nn' is not defined"]),
     ],
     ids=str,
 )
 def test_a_mistake_in_the_block_is_one_line(flags, words, folder, capfd):
+    (folder / "broken.py").write_text("\nclass MyBlock(nn.Module): ...\n")
     assert_refused(fit(*flags), capfd, *words)
     assert not (folder / "run").exists()
 

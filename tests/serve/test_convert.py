@@ -13,8 +13,6 @@ from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.serve.text import load
 from tests.fixtures import arguments, write_text
 
-pytest.importorskip("safetensors")
-
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
@@ -88,7 +86,7 @@ def test_neither_verb_writes_over_anything(run_dir, imported, tmp_path, capsys):
     assert cli(["export", "--run", str(run_dir), "--output", str(imported)]) == 2
     assert cli(["import", "--input", str(tmp_path / "hf"), "--run_dir", str(run_dir)]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and "is not empty" in errors[0] and "already holds a run" in errors[1]
+    assert len(errors) == 2 and "is not empty" in errors[0] and "already holds a run; choose another" in errors[1]
     assert before == {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
 
 

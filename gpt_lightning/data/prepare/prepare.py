@@ -190,7 +190,8 @@ def summary(corpus: Corpus, seconds: float) -> str:
         "speed": f"{n_bytes / 1e6 / seconds:.1f} MB/s in all",
         "near copies": near_copies.describe(corpus.manifest["near_copies"]),
         "corpus": str(corpus.path),
-        "next": f"gpt-lightning fit --config configs/quickstart.yaml --data.corpus {corpus.path}",
+        "next": f"gpt-lightning fit --config configs/quickstart.yaml --data.corpus {corpus.path} "
+        f"--run_dir runs/{corpus.path.name}",
     }
     return "\n".join(f"{name:<12}{value}" for name, value in rows.items())
 
