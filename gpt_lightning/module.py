@@ -21,7 +21,8 @@ from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.model.flops import count_parameters
 from gpt_lightning.model.gpt import GPT, Block, GPTConfig
 from gpt_lightning.model.loss import IGNORED, CrossEntropy, Loss, StepMean, sum_dtype, token_nats
-from gpt_lightning.model.own_block import block_spec, check_loss, load_loss, own_block
+from gpt_lightning.model.own_block import block_spec, own_block
+from gpt_lightning.model.own_loss import check_loss, load_loss
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.model.sharding import build_sharded
 from gpt_lightning.optim.config import OptimConfig, timescale_weight_decay

@@ -4,14 +4,14 @@
 
 lr          `tune lr` and Lightning's finder beside an exhaustive sweep (9 learning rates, 3 seeds): AdamW and Muon,
             4 layers x 256 and x 64
-horizon     its answer for 2,000 steps from trials of 12 to 200, beside other learning rates at full length
+horizon     its answer for whole runs of a million tokens, three models, beside other learning rates
 coverage    how often its 90% interval holds the minimum, on simulated curves of several shapes
 width       the best learning rate of widths 64, 128 and 256, with the standard parametrization and with muP
 noise       gradient noise scale against exact per-example gradients, and what measuring it costs a step
 quickstart  tokens after which the tuned quickstart reaches the untuned one's bits per byte
 
 Every trial is kept in the folder, so that an interrupted run goes on where it stopped. On two cores lr takes about an
-hour, width half of one, noise two minutes, quickstart ten.
+hour, horizon and width half of one, noise two minutes, quickstart ten.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Runs of a tiny model on a tiny corpus, for the tests of whole runs."""
 
+import contextlib
 import os
 import random
 import subprocess
@@ -34,6 +35,16 @@ TINY = {
     "trainer.accelerator": "cpu",
     "samples.max_new_tokens": 4,
 }
+
+
+def run_in(folder: Path, options: dict) -> Path:
+    """A whole run in `folder`, on a text.txt that is written there; the folder."""
+    import gpt_lightning as gl
+
+    with contextlib.chdir(folder):
+        write_text(folder / "text.txt")
+        gl.run([], options)
+    return folder
 
 
 def write_text(path: Path, n_words: int = 3000) -> Path:

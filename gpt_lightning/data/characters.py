@@ -4,17 +4,13 @@ The file is a WordLevel model over single characters. It has no `<|endoftext|>`,
 a prompt starts from a new line, as nanoGPT's sample.py does. What it has no id for cannot be written, and is named.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from gpt_lightning.data.stored_tokenizer import StoredTokenizer
 from gpt_lightning.data.tokenizer import Tokenizer, canonical_json
-from gpt_lightning.files import write_text
 
 _SPEC: dict[str, Any] = {
     "version": "1.0",
@@ -38,7 +34,7 @@ def _check(vocab: Mapping[str, Any]) -> None:
         raise ValueError(f"the ids of its {len(ids)} characters are not 0 to {len(ids) - 1}, each once")
 
 
-class CharacterTokenizer:
+class CharacterTokenizer(StoredTokenizer):
     """`vocab`: the id of each character. Raises ValueError where these are not 0, 1, 2, ... of single characters."""
 
     eot_id = None
@@ -48,26 +44,9 @@ class CharacterTokenizer:
         self.vocab = dict(vocab)
         self.vocab_size = len(vocab)
         self.start_id = self.vocab.get("\n", 0)
-        self._bytes = [character.encode() for character in sorted(vocab, key=vocab.__getitem__)]
-
-    @cached_property
-    def json(self) -> str:
-        """The canonical text of the file."""
         model = {"type": "WordLevel", "vocab": self.vocab, "unk_token": "<unk>"}  # not an entry: unknown is an error
-        return canonical_json(json.dumps(_SPEC | {"model": model}))
-
-    def save(self, path: Path | str) -> None:
-        write_text(Path(path), self.json)
-
-    @cached_property
-    def sha256(self) -> str:
-        """Hex digest of the canonical JSON: two files with one digest give the same ids."""
-        return hashlib.sha256(self.json.encode()).hexdigest()
-
-    @cached_property
-    def token_bytes(self) -> np.ndarray:
-        """int64 [vocab_size]: how many bytes of UTF-8 each id stands for."""
-        return np.array([len(piece) for piece in self._bytes], dtype=np.int64)
+        self.json = canonical_json(json.dumps(_SPEC | {"model": model}))
+        self._bytes = [character.encode() for character in sorted(vocab, key=vocab.__getitem__)]
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. Raises ValueError naming the first character that has none."""
@@ -78,14 +57,6 @@ class CharacterTokenizer:
                 f"{text[:40]!r} has the character {error}, which is not among the {self.vocab_size} of the corpus; "
                 "leave it out"
             ) from None
-
-    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
-        """The UTF-8 text behind `tokens`."""
-        return b"".join([self._bytes[i] for i in tokens])
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text behind `tokens`."""
-        return self.decode_bytes(tokens).decode()
 
 
 AnyTokenizer = Tokenizer | CharacterTokenizer

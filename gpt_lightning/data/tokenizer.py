@@ -6,11 +6,9 @@ seven times what `tokenizers` does, without the GIL. Loading compares the two: a
 Text that spells a special token stays text: only our own code writes `<|endoftext|>`.
 """
 
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import numpy as np
 import tiktoken
 import tokenizers
 
-from gpt_lightning.files import write_text
+from gpt_lightning.data.stored_tokenizer import StoredTokenizer
 
 EOT = "<|endoftext|>"
 LARGEST_VOCABULARY = 1_000_000  # four times the largest in use; `tokenizers` aborts the process on some 1e11
@@ -80,7 +78,7 @@ def _merged_symbols(model: dict[str, Any]) -> Iterator[str]:
         yield left + right
 
 
-class Tokenizer:
+class Tokenizer(StoredTokenizer):
     """Byte-level BPE. Build it with `from_file`, `from_json`, `bytes_only` or `train`.
 
     `vocab_size` counts ids including `<|endoftext|>` (`eot_id`); `json` is the canonical text of the file.
@@ -203,21 +201,8 @@ class Tokenizer:
         base.add_special_tokens([tokenizers.AddedToken(EOT, special=True, normalized=False)])  # last id, as GPT-2
         return cls(base.to_str())
 
-    def save(self, path: Path | str) -> None:
-        write_text(Path(path), self.json)
-
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str]]:
         return Tokenizer, (self.json,)  # spawned training processes rebuild it from its text
-
-    @cached_property
-    def sha256(self) -> str:
-        """Hex digest of the canonical JSON: two files with one digest give the same ids."""
-        return hashlib.sha256(self.json.encode()).hexdigest()
-
-    @cached_property
-    def token_bytes(self) -> np.ndarray:
-        """int64 [vocab_size]: how many bytes of text each id stands for; 0 for `<|endoftext|>`."""
-        return np.array([len(piece) for piece in self._bytes], dtype=np.int64)
 
     def encode_array(self, text: str) -> np.ndarray:
         """uint32 ids of `text`, read as text throughout. Lone surrogates count as U+FFFD."""
@@ -240,11 +225,3 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; text that spells `<|endoftext|>` is encoded as the text that it is."""
         return self.encode_array(text).tolist()
-
-    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
-        """The exact bytes behind `tokens`; `<|endoftext|>` gives none."""
-        return b"".join([self._bytes[i] for i in tokens])
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text behind `tokens`; bytes that are not UTF-8 become U+FFFD, `<|endoftext|>` nothing."""
-        return self.decode_bytes(tokens).decode(errors="replace")

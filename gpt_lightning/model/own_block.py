@@ -1,13 +1,11 @@
 """A user's own block, by name: what a checkpoint holds of it, and how it is found where the user names it again.
 
 A checkpoint holds the class's import path and settings as text and plain values, and never imports it: that would run
-whatever code the file names. Only a path that the user gives is imported. A loss of one's own is checked here too; of
-it a checkpoint holds the buffers alone.
+whatever code the file names. Only a path that the user gives is imported.
 """
 
 import functools
 import importlib
-import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -17,7 +15,6 @@ from torch import nn
 
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.gpt import Block
-from gpt_lightning.model.loss import Loss
 
 PLAIN = (str, int, float, bool, type(None))
 MakeBlock = Callable[[GPTConfig], nn.Module]
@@ -59,30 +56,6 @@ def import_block(path: str) -> MakeBlock:
     if not callable(found):
         raise ValueError(f"model.block {path} is a {type(found).__name__}; expected a class of blocks")
     return found
-
-
-def check_loss(loss: Loss) -> Loss:
-    """The loss. Raises ValueError for one that has parameters, or wants more than training gives it."""
-    name = f"loss {type(loss).__name__}"
-    if list(loss.parameters()):
-        raise ValueError(f"{name} has parameters, which nothing would train; use buffers")
-    try:
-        inspect.signature(loss.forward).bind(*["hidden", "weight", "targets"])
-    except TypeError as error:
-        raise ValueError(f"{name}: {error}; training calls forward(hidden, weight, targets)") from error
-    return loss
-
-
-def load_loss(loss: Loss, state: dict[str, Any]) -> None:
-    """Bring back the buffers of a loss. Raises ValueError where they are those of another loss."""
-    here = loss.state_dict()
-    if state.keys() != here.keys():
-        theirs, ours = (", ".join(names) or "none" for names in (state, here))
-        raise ValueError(
-            f"the checkpoint was trained with another model.loss: its buffers are {theirs}, those of "
-            f"{type(loss).__name__} here {ours}; repeat its loss, or start a new run with --model.init_from"
-        )
-    loss.load_state_dict(state)
 
 
 def _parts(block: Any) -> tuple[Any, dict[str, Any]]:

@@ -96,7 +96,7 @@ class Stack:
     def loss(self) -> "Loss":
         """The training loss, built-in or the user's own, with its settings; reads no corpus."""
         from gpt_lightning.model.loss import Loss
-        from gpt_lightning.model.own_block import check_loss
+        from gpt_lightning.model.own_loss import check_loss
 
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_argument("--loss", type=Loss)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import gpt_lightning as gl
 from gpt_lightning import cli
 from gpt_lightning.callbacks.batch_ramp import BatchRamp, check_ramp, ramp_accumulation
-from tests.fixtures import TINY, arguments, assert_equal, build, error_lines, fit_in_process, read, write_text
+from tests.fixtures import TINY, arguments, assert_equal, build, error_lines, fit_in_process, read, run_in
 from tests.run.test_resume import assert_same_run
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -128,12 +128,7 @@ def test_validations_and_checkpoints_end_a_step_and_the_run_ends_once(folder, ca
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
     """The folder of the whole run and of its text."""
-    path = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        write_text(path / "text.txt")
-        gl.run([], {**TINY, **RAMP, **SCALED, "val_interval_tokens": 768})
-    return path
+    return run_in(tmp_path_factory.mktemp("whole"), {**TINY, **RAMP, **SCALED, "val_interval_tokens": 768})
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import gpt_lightning as gl
 from gpt_lightning import cli
 from gpt_lightning.checkpoint import load_gpt
 from gpt_lightning.report.metrics_csv import read_metrics
-from tests.fixtures import TINY, build, read, write_text
+from tests.fixtures import TINY, build, read, run_in, write_text
 
 OPTIONS = {
     **TINY,
@@ -47,12 +47,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory) -> Path:
     """The folder of the run that is resumed, and of its text."""
-    path = tmp_path_factory.mktemp("stopped")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        write_text(path / "text.txt")
-        gl.run([], OPTIONS)
-    return path
+    return run_in(tmp_path_factory.mktemp("stopped"), OPTIONS)
 
 
 def one_step_of_plain_adamw(changes: dict) -> dict[str, torch.Tensor]:

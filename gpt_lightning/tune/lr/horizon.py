@@ -90,11 +90,11 @@ def answer(found: Posterior, octaves: float) -> Answer:
     variance = (of_exponents * (exponents - mean) ** 2).sum() + _unknown() ** 2
     spread = exponents[:, None] + _unknown() * NORMAL
     weights = np.broadcast_to(of_exponents[:, None] / len(NORMAL), spread.shape)
-    places, weights_of_places = _after(found, octaves)
+    in_run = _after(found, octaves)
     return Answer(
         trials=_estimate(*_after(found, 0.0)),
-        run=_estimate(places, weights_of_places),
-        lr=2.0 ** _least_loss(places, weights_of_places, found.asymmetry),
+        run=_estimate(*in_run),
+        lr=2.0 ** _least_loss(*in_run, found.asymmetry),
         exponent=Estimate(*_quantiles(spread.ravel(), weights.ravel())),
         data_weight=float(max(1 - variance / PRIOR.sd**2, 0.0)),
         asymmetry=found.asymmetry,

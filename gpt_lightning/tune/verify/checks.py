@@ -30,7 +30,7 @@ from gpt_lightning.tune.verify.equivalence import (
     largest_difference,
 )
 from gpt_lightning.tune.verify.figure import coordinate_check
-from gpt_lightning.tune.verify.miniature import D_HEAD, Miniature, check_loss
+from gpt_lightning.tune.verify.miniature import D_HEAD, Miniature, check_followable
 
 HEADS = {"duplication": 2, "coordinates": 4}  # of the miniatures at base width
 DOUBLINGS = (0, 1, 2, 3)
@@ -139,7 +139,7 @@ def measurements(
 
     Raises ValueError for a loss that cannot be followed in miniature.
     """
-    check_loss(loss)
+    check_followable(loss)
     n_layers = min(gpt.n_layers, 2)
     small = Miniature.of(gpt, block, HEADS["duplication"], n_layers)
     base = Miniature.of(gpt, block, HEADS["coordinates"], n_layers)

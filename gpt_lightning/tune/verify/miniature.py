@@ -104,7 +104,7 @@ def optim_in_miniature(optim: OptimConfig, lr: float, weight_decay: float, eps: 
     return replace(optim, lr=lr / max([1.0, *optim.lr_ratios.values()]), weight_decay=weight_decay, eps=eps)
 
 
-def check_loss(loss: Loss) -> None:
+def check_followable(loss: Loss) -> None:
     """Raise ValueError for a loss that cannot be followed here: of one vocabulary, or less exact than its input."""
     random = torch.Generator().manual_seed(0)
     hidden = torch.randn(SEQUENCES * CONTEXT, D_HEAD, dtype=torch.float64, generator=random)

@@ -1,0 +1,38 @@
+"""What every tokenizer has: the bytes behind each id, and the `tokenizer.json` that it is stored as."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from gpt_lightning.files import write_text
+
+
+class StoredTokenizer:
+    """`json` is the canonical text of the file; ids that stand for no text have no bytes."""
+
+    json: str
+    _bytes: list[bytes]
+
+    def save(self, path: Path | str) -> None:
+        write_text(Path(path), self.json)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest of the canonical JSON: two files with one digest give the same ids."""
+        return hashlib.sha256(self.json.encode()).hexdigest()
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """int64 [vocab_size]: how many bytes of UTF-8 each id stands for; 0 for `<|endoftext|>`."""
+        return np.array([len(piece) for piece in self._bytes], dtype=np.int64)
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        """The exact bytes behind `tokens`; `<|endoftext|>` gives none."""
+        return b"".join([self._bytes[i] for i in tokens])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text behind `tokens`; bytes that are not UTF-8 become U+FFFD, `<|endoftext|>` nothing."""
+        return self.decode_bytes(tokens).decode(errors="replace")
