@@ -18,13 +18,15 @@ from torchmetrics import SumMetric
 
 from gpt_lightning.checkpoint import check_same_model, gpt_config_to_dict, load_gpt_weights
 from gpt_lightning.data.batches import micro_step_tokens
+from gpt_lightning.model.cross_entropy import IGNORED
 from gpt_lightning.model.flops import count_parameters
 from gpt_lightning.model.gpt import GPT, Block, GPTConfig
-from gpt_lightning.model.loss import IGNORED, CrossEntropy, Loss, StepMean, sum_dtype, token_nats
+from gpt_lightning.model.loss import CrossEntropy, Loss, MicroStep, token_nats
 from gpt_lightning.model.own_block import block_spec, own_block
 from gpt_lightning.model.own_loss import check_loss, load_loss
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.model.sharding import build_sharded
+from gpt_lightning.model.step_mean import StepMean, sum_dtype
 from gpt_lightning.optim.config import OptimConfig, timescale_weight_decay
 from gpt_lightning.optim.groups import gradient_norm, number_by_model
 from gpt_lightning.optim.optimizer import TokenSchedule, build_optimizer
@@ -68,7 +70,7 @@ class GPTModule(LightningModule):
         self.schedule, self.max_tokens = schedule, max_tokens
         self.compile_blocks, self.init_from = compile, init_from
         self.gpt: GPT | None = None  # built in configure_model, once the strategy is known
-        self.tokens_seen = 0
+        self.tokens_seen = self._tokens_before_step = 0
         self.step = StepMean()
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self.skipped_steps: Tensor | None = None  # in a row, for gradients that were not finite
@@ -98,16 +100,18 @@ class GPTModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         tokens, targets = batch
         hidden = self._net.hidden_states(tokens)
+        if self.step.begins:
+            self._tokens_before_step = self.tokens_seen
         self.tokens_seen += tokens.numel() * self.trainer.world_size
-        loss, count = self.loss(hidden.flatten(0, 1), self._net.readout_weight, targets.flatten())
+        progress = min(self._tokens_before_step / self.max_tokens, 1.0)
+        loss, count = self.loss(MicroStep(hidden, self._net.readout, tokens, targets, progress))
         return self.step.add(loss, count, self._text_bytes(targets), targets.numel())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         targets = batch[1]
         self.total_nats.update(self._nats(batch).sum())
         self.total_tokens.update((targets != IGNORED).sum())
-        if self.token_bytes is not None:
-            self.total_bytes.update(self._text_bytes(targets))
+        self.total_bytes.update(self._text_bytes(targets))
 
     test_step = validation_step
 
@@ -127,10 +131,8 @@ class GPTModule(LightningModule):
         optimizer = build_optimizer(dict(self._net.named_parameters()), self._net.facts(), config, numbers)
         # The middle of a step's tokens: no step has a learning rate of 0, and the area under the curve does not
         # depend on the batch size.
-        data = _datamodule(self)
-        micro_step = (
-            micro_step_tokens(data.micro_batch_size, data.context_length, self.trainer.world_size) if data else 0
-        )
+        data, n_ranks = _datamodule(self), self.trainer.world_size
+        micro_step = micro_step_tokens(data.micro_batch_size, data.context_length, n_ranks) if data else 0
 
         def multiplier(step: int) -> float:
             batch = micro_step * self.trainer.accumulate_grad_batches  # which a batch ramp changes
@@ -221,9 +223,7 @@ class GPTModule(LightningModule):
 
     def _nats(self, batch: Batch) -> Float[Tensor, "batch time"]:
         tokens, targets = batch
-        hidden = self._net.hidden_states(tokens).flatten(0, 1)
-        nats = token_nats(hidden, self._net.readout_weight, targets.flatten(), self.loss.chunk_tokens)
-        return nats.view_as(targets)
+        return token_nats(self._net.hidden_states(tokens), self._net.readout, targets, self.loss.chunk_tokens)
 
     def _text_bytes(self, targets: Tensor) -> Tensor:
         """Bytes of text of the targets that are not -100; 0 without a tokenizer."""
@@ -236,7 +236,7 @@ class GPTModule(LightningModule):
         nats, tokens = self.total_nats.compute(), self.total_tokens.compute()
         loss = nats / tokens
         scores = {f"{split}/loss": loss, f"{split}/perplexity": loss.exp()}
-        text_bytes = 0 if self.token_bytes is None else self.total_bytes.compute()
+        text_bytes = self.total_bytes.compute()
         if text_bytes > 0:
             scores[f"{split}/bits_per_byte"] = nats / text_bytes / torch.log(torch.tensor(2.0, dtype=nats.dtype))
         # Loggers get them from callbacks/metrics.py, with tokens as the x-axis. They are of all ranks by now, weighed

@@ -92,8 +92,8 @@ def bare_loop(steps: int) -> float:
     for _ in range(steps):
         tokens, targets = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = gpt.hidden_states(tokens).flatten(0, 1)
-            loss = linear_cross_entropy(hidden, gpt.readout_weight, targets.flatten())
+            hidden = gpt.hidden_states(tokens)
+            loss = linear_cross_entropy(hidden, gpt.readout, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
         optimizer.step()

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.loss import linear_cross_entropy
 from gpt_lightning.model.parametrization import parametrization
+from gpt_lightning.model.readout import Readout
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.optimizer import build_optimizer
 
@@ -44,7 +45,7 @@ def ours(shape: dict[str, int], compiled: bool = False) -> tuple[Loss, torch.opt
         gpt.compile_blocks()
 
     def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return linear_cross_entropy(gpt.hidden_states(tokens).flatten(0, 1), gpt.readout_weight, targets.flatten())
+        return linear_cross_entropy(gpt.hidden_states(tokens), gpt.readout, targets)
 
     numbers = parametrization(gpt.config).roles
     return loss, build_optimizer(dict(gpt.named_parameters()), gpt.facts(), OptimConfig(), numbers)
@@ -157,7 +158,7 @@ def benchmark_loss(args: argparse.Namespace) -> None:
     weight = (torch.randn(V, D) * 0.02).requires_grad_()
     targets = torch.randint(V, (N,))
     losses = {
-        "ours": lambda: linear_cross_entropy(hidden, weight, targets),
+        "ours": lambda: linear_cross_entropy(hidden[None], Readout(weight), targets[None]),
         "plain cross entropy": lambda: F.cross_entropy(F.linear(hidden, weight), targets),
     }
     if hasattr(F, "linear_cross_entropy"):

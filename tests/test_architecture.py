@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpt_lightning.data.shards import IGNORED_TARGET
-from gpt_lightning.model.loss import IGNORED
+from gpt_lightning.model.cross_entropy import IGNORED
 
 PACKAGE = Path(__file__).parents[1] / "gpt_lightning"
 FLOORS = [  # lowest first; rooms on one floor do not know each other

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
-from gpt_lightning.model.loss import CrossEntropy, Loss, StepMean
+from gpt_lightning.model.loss import CrossEntropy, Loss, MicroStep
+from gpt_lightning.model.step_mean import StepMean
 from gpt_lightning.module import GPTModule
 from gpt_lightning.optim.config import OptimConfig
 from tests.fixtures import environment
@@ -25,9 +26,9 @@ QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": 
 class Weighted(Loss):
     """Cross entropy in which token 3 weighs three times as much, which counts as much too."""
 
-    def forward(self, hidden, weight, targets):
-        weights = torch.where(targets == 3, 3.0, 1.0) * (targets != -100)
-        nats = F.cross_entropy(F.linear(hidden, weight), targets, reduction="none")
+    def forward(self, step):
+        weights = torch.where(step.targets == 3, 3.0, 1.0) * (step.targets != -100)
+        nats = F.cross_entropy(step.readout.logits(step.hidden).mT, step.targets, reduction="none")
         return (weights * nats).sum(), weights.sum()
 
 
@@ -72,7 +73,7 @@ def expected(counts=COUNTS, loss=None) -> tuple[float, dict[str, Tensor]]:
     if loss is None:
         mean = F.cross_entropy(gpt(tokens).flatten(0, 1), targets.flatten())
     else:
-        total, count = loss(gpt.hidden_states(tokens).flatten(0, 1), gpt.readout_weight, targets.flatten())
+        total, count = loss(MicroStep(gpt.hidden_states(tokens), gpt.readout, tokens, targets, progress=0.0))
         mean = total / count
     names, parameters = zip(*gpt.named_parameters(), strict=True)
     return mean.item(), dict(zip(names, torch.autograd.grad(mean, parameters), strict=True))
@@ -117,6 +118,26 @@ def test_a_loss_may_weigh_its_targets():
     module, found = train(batches(), Weighted())
     assert_equal_gradients(found, right)
     assert module.step.loss.item() == pytest.approx(mean, rel=1e-6)
+
+
+class Seen(Weighted):
+    """Keeps the progress of every micro-step."""
+
+    def __init__(self):
+        super().__init__()
+        self.progress = []
+
+    def forward(self, step):
+        self.progress.append(step.progress)
+        return super().forward(step)
+
+
+def test_a_loss_is_told_the_share_of_the_run_before_its_step_whichever_micro_step_it_is():
+    loss = Seen()
+    module = GPTModule(GPT_CONFIG, loss=loss, max_tokens=5 * 32)
+    options = {"accelerator": "cpu", "max_steps": 4, "accumulate_grad_batches": 2, **QUIET}
+    Trainer(**options).fit(module, DataLoader(batches() + batches(), batch_size=None))
+    assert loss.progress == [0, 0, 2 / 5, 2 / 5, 4 / 5, 4 / 5, 1, 1]
 
 
 def test_a_step_without_a_target_has_no_gradient_and_is_no_failure():

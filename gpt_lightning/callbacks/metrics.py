@@ -18,7 +18,8 @@ from torch import Tensor
 
 from gpt_lightning.callbacks.steps import ends_step
 from gpt_lightning.model.flops import flops_per_token, peak_flops
-from gpt_lightning.model.loss import CrossEntropy, sum_dtype
+from gpt_lightning.model.loss import CrossEntropy
+from gpt_lightning.model.step_mean import sum_dtype
 from gpt_lightning.report.metrics_csv import append_metrics, truncate_metrics
 
 MAX_SKIPPED_STEPS = 20  # updates in a row with a gradient that is not finite: the run is lost

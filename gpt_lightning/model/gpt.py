@@ -6,7 +6,7 @@ paper's 125M model.
 
     tokens -> wte + wpe -> [x + attn(ln_1(x)); x + mlp(ln_2(x))] x n_layers -> ln_f -> wte^T -> logits
 
-`forward` has one meaning, tokens to logits. Training takes `hidden_states` and `readout_weight` instead, so that
+`forward` has one meaning, tokens to logits. Training takes `hidden_states` and `readout` instead, so that
 the loss runs in chunks and the (B, T, V) logits never exist (model/loss.py).
 """
 
@@ -24,6 +24,7 @@ from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.facts import LOOK_UP, Facts, facts_of, unset_is_nan
 from gpt_lightning.model.linear import Linear, after_gelu
 from gpt_lightning.model.parametrization import Role, parametrization
+from gpt_lightning.model.readout import Readout
 
 
 class MLP(nn.Module):
@@ -118,9 +119,9 @@ class GPT(nn.Module):
         return F.linear(hidden_states, self.wte.weight) if self.lm_head is None else self.lm_head(hidden_states)
 
     @property
-    def readout_weight(self) -> Float[Tensor, "vocab d_model"]:
-        """The matrix that turns hidden states into logits: the token embedding when tied."""
-        return self.wte.weight if self.lm_head is None else self.lm_head.weight
+    def readout(self) -> Readout:
+        """What turns hidden states into logits; its matrix is the token embedding when tied."""
+        return Readout(self.wte.weight if self.lm_head is None else self.lm_head.weight)
 
     def new_cache(self, n_padding: Int[Tensor, " batch"] | None = None) -> KVCache:
         """An empty key-value cache for `hidden_states` and `forward`."""

@@ -55,7 +55,7 @@ def prepare(gpt: GPT, weights: str = "float32") -> GPT:
         raise ValueError(f"{weights} weights need a CPU with AVX-512 and torch's oneDNN; take float32")
     if weights == "int8" and not torch.cpu._is_vnni_supported():
         raise ValueError("int8 weights need a CPU with AVX-512 VNNI; take bfloat16")
-    readout = KINDS[weights](gpt.readout_weight)
+    readout = KINDS[weights](gpt.readout.weight)
     for module in gpt.modules():
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and type(child).forward in (nn.Linear.forward, Linear.forward):

@@ -12,9 +12,9 @@ def check_loss(loss: Loss) -> Loss:
     if list(loss.parameters()):
         raise ValueError(f"{name} has parameters, which nothing would train; use buffers")
     try:
-        inspect.signature(loss.forward).bind(*["hidden", "weight", "targets"])
+        inspect.signature(loss.forward).bind("step")
     except TypeError as error:
-        raise ValueError(f"{name}: {error}; training calls forward(hidden, weight, targets)") from error
+        raise ValueError(f"{name}: {error}; training calls forward(step), with a MicroStep") from error
     return loss
 
 

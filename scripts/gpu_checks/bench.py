@@ -109,9 +109,9 @@ class Training:
         label = label or _no_label
         with torch.autocast(self.bench.device.type, torch.bfloat16, enabled=self.bf16):
             with label("## forward"):
-                hidden = self.hidden_states(self.tokens).flatten(0, 1)
+                hidden = self.hidden_states(self.tokens)
             with label("## loss"):
-                loss = linear_cross_entropy(hidden, self.gpt.readout_weight, self.targets.flatten())
+                loss = linear_cross_entropy(hidden, self.gpt.readout, self.targets)
         with label("## backward"):
             loss.backward()
         with label("## optimizer"):

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 import gpt_lightning as gl
 from gpt_lightning.model.gpt import GPT, GPTConfig
@@ -47,7 +46,7 @@ def _captured(bench: Bench, gpt: GPT, n_prompts: int) -> float:
     def step() -> None:
         for layer in cache.layers:
             layer.length = half
-        logits = F.linear(gpt.hidden_states(tokens, cache)[:, -1], gpt.readout_weight)
+        logits = gpt.logits(gpt.hidden_states(tokens, cache)[:, -1])
         tokens.copy_(logits.argmax(-1, keepdim=True))
 
     aside = torch.cuda.Stream()

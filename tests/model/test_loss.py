@@ -6,7 +6,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gpt_lightning.model.loss import CrossEntropy, TokenLoss, linear_cross_entropy, token_nats
+from gpt_lightning.model.loss import CrossEntropy, MicroStep, TokenLoss, token_nats
+from gpt_lightning.model.loss import linear_cross_entropy as mean_nats
+from gpt_lightning.model.readout import Readout, capped
 
 N, D, V = 37, 12, 101
 
@@ -19,6 +21,15 @@ def inputs(dtype=torch.float64, ignored: bool = True):
     if ignored:
         targets[[0, 5, 6, 36]] = -100
     return hidden, weight, targets
+
+
+def micro_step(hidden, weight, targets, softcap=None) -> MicroStep:
+    """Of one sequence."""
+    return MicroStep(hidden[None], Readout(weight, softcap), targets[None], targets[None], progress=0.0)
+
+
+def linear_cross_entropy(hidden, weight, targets, chunk_tokens=None):
+    return mean_nats(hidden[None], Readout(weight), targets[None], chunk_tokens)
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 8, 36, 37, 1000])
@@ -40,11 +51,14 @@ class PlainCrossEntropy(TokenLoss):
 
 @pytest.mark.parametrize("chunk_tokens", [1, 8, 36, 37, 1000])
 @pytest.mark.parametrize("loss", [CrossEntropy, PlainCrossEntropy])
-def test_a_loss_gives_the_sum_over_targets_that_count_and_their_number(chunk_tokens, loss):
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_loss_gives_the_sum_over_targets_that_count_and_their_number(chunk_tokens, loss, softcap):
     hidden, weight, targets = inputs()
-    plain = F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum")
+    logits = F.linear(hidden, weight)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    plain = F.cross_entropy(logits, targets, reduction="sum")
     expected = torch.autograd.grad(plain, (hidden, weight))
-    total, count = loss(chunk_tokens)(hidden, weight, targets)
+    total, count = loss(chunk_tokens)(micro_step(hidden, weight, targets, softcap))
     assert count == N - 4
     torch.testing.assert_close(total, plain)
     torch.testing.assert_close(torch.autograd.grad(total, (hidden, weight)), expected)
@@ -112,15 +126,17 @@ def test_no_tensor_ever_has_an_element_per_token_and_vocabulary_entry():
     with LargestTensor() as chunked:
         linear_cross_entropy(hidden, weight, targets, 8).backward()
     with LargestTensor() as own:
-        PlainCrossEntropy(8)(hidden, weight, targets)[0].backward()
+        PlainCrossEntropy(8)(micro_step(hidden, weight, targets))[0].backward()
     assert plain.n_elements == 64 * 500
     assert chunked.n_elements == own.n_elements == 8 * 500
 
 
-def test_token_nats_are_plain_cross_entropy_per_token():
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_token_nats_are_plain_cross_entropy_per_token(softcap):
     hidden, weight, targets = inputs()
-    expected = F.cross_entropy(F.linear(hidden, weight), targets, reduction="none")
-    torch.testing.assert_close(token_nats(hidden, weight, targets, 8), expected.detach())
+    expected = F.cross_entropy(capped(F.linear(hidden, weight), softcap), targets, reduction="none")
+    found = token_nats(hidden[None], Readout(weight, softcap), targets[None], 8)
+    torch.testing.assert_close(found, expected.detach()[None])
 
 
 def test_a_chunk_of_nothing_is_refused():

@@ -33,8 +33,7 @@ def trained(config: GPTConfig, optim: OptimConfig) -> tuple[list[float], dict[st
     optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.facts(), optim, numbers)
     tokens, losses = torch.randint(0, 17, (4, 9)), []
     for _ in range(4):
-        hidden = gpt.hidden_states(tokens[:, :-1]).flatten(0, 1)
-        loss = linear_cross_entropy(hidden, gpt.readout_weight, tokens[:, 1:].flatten())
+        loss = linear_cross_entropy(gpt.hidden_states(tokens[:, :-1]), gpt.readout, tokens[:, 1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

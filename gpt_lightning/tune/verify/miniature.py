@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
-from gpt_lightning.model.loss import Loss
+from gpt_lightning.model.loss import Loss, MicroStep
 from gpt_lightning.model.own_block import MakeBlock
 from gpt_lightning.model.parametrization import parametrization
+from gpt_lightning.model.readout import Readout
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.groups import gradient_norm
 from gpt_lightning.optim.optimizer import build_optimizer
@@ -107,11 +108,11 @@ def optim_in_miniature(optim: OptimConfig, lr: float, weight_decay: float, eps: 
 def check_followable(loss: Loss) -> None:
     """Raise ValueError for a loss that cannot be followed here: of one vocabulary, or less exact than its input."""
     random = torch.Generator().manual_seed(0)
-    hidden = torch.randn(SEQUENCES * CONTEXT, D_HEAD, dtype=torch.float64, generator=random)
+    hidden = torch.randn(SEQUENCES, CONTEXT, D_HEAD, dtype=torch.float64, generator=random)
     weight = torch.randn(VOCAB, D_HEAD, dtype=torch.float64, generator=random)
     name = f"model.loss {type(loss).__name__}"
     try:
-        mean = mean_loss(_fresh(loss, hidden.dtype), hidden, weight, batch(0)[1])
+        mean = mean_loss(_fresh(loss, hidden.dtype), MicroStep(hidden, Readout(weight), *batch(0), 0.0))
     except Exception as error:  # whatever a user's code raises
         raise ValueError(
             f"{name} cannot be verified: with a vocabulary of {VOCAB} it stops with {type(error).__name__}: {error}; "
@@ -124,11 +125,11 @@ def check_followable(loss: Loss) -> None:
         )
 
 
-def mean_loss(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def mean_loss(loss: Loss, step: MicroStep) -> Tensor:
     """The loss of one micro-step as training has it; random numbers that it draws are the same in every miniature."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        total, count = loss(hidden, weight, targets.flatten())
+        total, count = loss(step)
     return total / count
 
 
@@ -142,10 +143,9 @@ def train(gpt: GPT, loss: Loss, optim: OptimConfig, data: tuple[Tensor, Tensor],
     loss = _fresh(loss, gpt.wte.weight.dtype)
     numbers = parametrization(gpt.config, optim.hidden_update).roles
     optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.facts(), optim, numbers)
-    tokens, targets = data
     while True:
-        hidden = gpt.hidden_states(tokens).flatten(0, 1)
-        mean = mean_loss(loss, hidden, gpt.readout_weight, targets)
+        hidden = gpt.hidden_states(data[0])
+        mean = mean_loss(loss, MicroStep(hidden, gpt.readout, *data, progress=0.0))
         optimizer.zero_grad()
         mean.backward()
         if clip:

@@ -15,11 +15,13 @@ import gpt_lightning.tune.verify.checks
 import gpt_lightning.tune.verify.miniature
 import gpt_lightning.tune.verify.verb
 from gpt_lightning.cli import main
+from gpt_lightning.model.cross_entropy import IGNORED
 from gpt_lightning.model.facts import Facts
 from gpt_lightning.model.gpt import MLP, Block, GPTConfig
-from gpt_lightning.model.loss import IGNORED, CrossEntropy, TokenLoss, linear_cross_entropy
+from gpt_lightning.model.loss import CrossEntropy, MicroStep, TokenLoss, linear_cross_entropy
 from gpt_lightning.model.own_block import MakeBlock, import_block
 from gpt_lightning.model.parametrization import parametrization
+from gpt_lightning.model.readout import Readout
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.run.fit import run
 from gpt_lightning.tune.verify.equivalence import SIGMAS, initial_std
@@ -250,9 +252,9 @@ class Focal(TokenLoss):
         nats = F.cross_entropy(logits, targets, reduction="none")
         return (1 - torch.exp(-nats)) ** self.gamma * nats
 
-    def forward(self, hidden, weight, targets):
-        kept = torch.where(torch.rand(targets.shape) < 0.8, targets, IGNORED)
-        total, count = super().forward(hidden, weight, kept)
+    def forward(self, step):
+        kept = torch.where(torch.rand(step.targets.shape) < 0.8, step.targets, IGNORED)
+        total, count = super().forward(replace(step, targets=kept))
         self.scale += 1
         return total / self.scale, count * 1.5
 
@@ -260,9 +262,9 @@ class Focal(TokenLoss):
 class Penalised(Focal):
     """Wrong: the penalty grows with the width."""
 
-    def forward(self, hidden, weight, targets):
-        total, count = super().forward(hidden, weight, targets)
-        return total + hidden.square().sum(), count
+    def forward(self, step):
+        total, count = super().forward(step)
+        return total + step.hidden.square().sum(), count
 
 
 class OneVocabulary(TokenLoss):
@@ -285,11 +287,12 @@ def test_a_loss_of_ones_own_is_what_the_miniatures_train_on():
 
 
 def test_the_built_in_loss_is_bit_for_bit_the_mean_cross_entropy():
-    hidden, weight = (torch.randn(n, 8, generator=torch.Generator().manual_seed(0)) for n in (128, 32))
-    targets = batch(0)[1]
-    found = mean_loss(CrossEntropy(), hidden, weight, targets)
-    assert torch.equal(found, linear_cross_entropy(hidden, weight, targets.flatten()))
-    assert found.item() == pytest.approx(F.cross_entropy(hidden @ weight.T, targets.flatten()).item(), rel=1e-6)
+    random = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(8, 16, 8, generator=random), torch.randn(32, 8, generator=random)
+    tokens, targets = batch(0)
+    found = mean_loss(CrossEntropy(), MicroStep(hidden, Readout(weight), tokens, targets, 0.0))
+    assert torch.equal(found, linear_cross_entropy(hidden, Readout(weight), targets))
+    assert found.item() == pytest.approx(F.cross_entropy((hidden @ weight.T).mT, targets).item(), rel=1e-6)
 
 
 def never(*args):
