@@ -32,11 +32,11 @@ from gpt_lightning.optim.groups import gradient_norm, number_by_model
 from gpt_lightning.optim.optimizer import TokenSchedule, build_optimizer
 from gpt_lightning.optim.schedules import ScheduleConfig, lr_multiplier
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]  # tokens, targets and, with a document mask, positions: (B, T) int64 each
 
 
 class GPTModule(LightningModule):
-    """A GPT with its loss, optimizer and schedule, for batches of (tokens, targets), both (B, T) int64.
+    """A GPT with its loss, optimizer and schedule, for batches of (tokens, targets) or (tokens, targets, positions).
 
     Args:
         gpt: The architecture; vocab_size and context_length come from the data.
@@ -98,8 +98,8 @@ class GPTModule(LightningModule):
         return self._net(tokens)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
-        tokens, targets = batch
-        hidden = self._net.hidden_states(tokens)
+        tokens, targets, *positions = batch
+        hidden = self._net.hidden_states(tokens, None, *positions)
         if self.step.begins:
             self._tokens_before_step = self.tokens_seen
         self.tokens_seen += tokens.numel() * self.trainer.world_size
@@ -222,8 +222,8 @@ class GPTModule(LightningModule):
         return self.gpt
 
     def _nats(self, batch: Batch) -> Float[Tensor, "batch time"]:
-        tokens, targets = batch
-        return token_nats(self._net.hidden_states(tokens), self._net.readout, targets, self.loss.chunk_tokens)
+        hidden = self._net.hidden_states(batch[0], None, *batch[2:])
+        return token_nats(hidden, self._net.readout, batch[1], self.loss.chunk_tokens)
 
     def _text_bytes(self, targets: Tensor) -> Tensor:
         """Bytes of text of the targets that are not -100; 0 without a tokenizer."""

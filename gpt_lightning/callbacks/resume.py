@@ -8,7 +8,8 @@ What a resumed run takes from where (tests/run/test_resume_settings.py):
     from the checkpoint    weights, moments, tokens and samples seen, random state, sums of the row under way
     as told now            max_tokens, schedule, loss, clipping, dropout, batch, micro-batch, ramp, devices, precision;
                            optim but for its name: lr, lr_ratios, betas, eps, weight_decay, momentum
-    refused when changed   gpt and block; optim.name and adjust_lr; corpus, mixture, data.seed, context_length
+    refused when changed   gpt and block; optim.name and adjust_lr; corpus, mixture, data.seed, context_length,
+                           document_mask
     without effect         seed_everything, init_std, init_from: they say how the run began
 """
 

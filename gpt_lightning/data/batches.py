@@ -44,6 +44,18 @@ def accumulation(batch_tokens: int, micro_batch_size: int, context_length: int, 
     )
 
 
+def document_positions(tokens: np.ndarray, eot_id: int) -> np.ndarray:
+    """Where each token [n, T] stands in its own document, int64 [n, T].
+
+    tokens      c  d  |  e  f  g  |  |  h        | is eot_id, and belongs to the document that it ends
+    positions   0  1  2  0  1  2  3  0  0        a row's first token is at 0, also in the middle of a document
+    """
+    here = np.arange(tokens.shape[1])
+    begins = np.zeros(tokens.shape, dtype=np.int64)
+    begins[:, 1:] = np.where(tokens[:, :-1] == eot_id, here[1:], 0)
+    return here - np.maximum.accumulate(begins, axis=1)
+
+
 class TrainBatches(Generic[Batch]):
     """Endless batches of one rank.
 

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from gpt_lightning.data.batches import BatchShape, FixedBatches, TrainBatches, accumulation
+from gpt_lightning.data.batches import BatchShape, FixedBatches, TrainBatches, accumulation, document_positions
 from gpt_lightning.data.characters import AnyTokenizer
 from gpt_lightning.data.corpus import Corpus
 from gpt_lightning.data.mixture import (
@@ -30,7 +30,8 @@ from gpt_lightning.data.order import Order
 from gpt_lightning.data.prepare.prepare import PrepareConfig
 from gpt_lightning.data.shards import Split
 
-TensorBatch = tuple[Tensor, Tensor]  # tokens, targets: int64 [micro_batch_size, context_length]
+# tokens, targets and, with a document mask, positions: int64 [micro_batch_size, context_length] each
+TensorBatch = tuple[Tensor, ...]
 
 
 class CorpusDataModule(LightningDataModule):
@@ -44,6 +45,7 @@ class CorpusDataModule(LightningDataModule):
         micro_batch_size: sequences per device per forward.
         batch_tokens: tokens per optimizer step, over all devices; accumulation follows from it.
         seed: selects the sample order.
+        document_mask: a token sees its own document only, and positions restart at each; needs a separator id.
         prepare: how raw text becomes a corpus.
         corpora_dir: folder for corpora prepared on first use.
     """
@@ -55,6 +57,7 @@ class CorpusDataModule(LightningDataModule):
         micro_batch_size: int = MICRO_BATCH_SIZE,
         batch_tokens: int = BATCH_TOKENS,
         seed: int = 0,
+        document_mask: bool = False,
         prepare: PrepareConfig = PrepareConfig(),  # noqa: B008 (frozen)
         corpora_dir: str = CORPORA_DIR,
     ) -> None:
@@ -65,6 +68,7 @@ class CorpusDataModule(LightningDataModule):
         self.mixture = as_mixture(corpus)
         self.context_length, self.micro_batch_size, self.batch_tokens = context_length, micro_batch_size, batch_tokens
         self.seed, self.prepare_config, self.corpora_dir = seed, prepare, corpora_dir
+        self.document_mask = document_mask
         self.samples_consumed = 0
         self._corpora: list[Corpus] = []
 
@@ -135,7 +139,12 @@ class CorpusDataModule(LightningDataModule):
         _ = self.corpora
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the corpora. Raises ValueError for one too short to train on or to validate on."""
+        """Open the corpora. Raises ValueError for one too short, or without the separator that a mask needs."""
+        if self.document_mask and self.eot_id is None:
+            raise ValueError(
+                f"data.document_mask needs the id that ends a document, and the tokenizer of {', '.join(self.mixture)} "
+                "is unknown or has none; leave it off, or prepare the text itself"
+            )
         if stage in (None, "fit"):
             self.order()
         self.fixed_split("val")
@@ -164,9 +173,12 @@ class CorpusDataModule(LightningDataModule):
                 f"{', '.join(self.mixture)}: token ids {tokens.min()} to {largest} found, the vocabulary has "
                 f"{self.vocab_size}; is this the right tokenizer?"
             )
-        batch = torch.from_numpy(tokens).contiguous(), torch.from_numpy(targets).contiguous()
+        arrays = [tokens, targets]
+        if self.document_mask and self.eot_id is not None:
+            arrays.append(document_positions(tokens, self.eot_id))
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return (batch[0].pin_memory(), batch[1].pin_memory()) if on_gpu else batch
+        batch = [torch.from_numpy(array).contiguous() for array in arrays]
+        return tuple(tensor.pin_memory() if on_gpu else tensor for tensor in batch)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Count what is trained on; validation and the sanity check pass here too and are not."""
@@ -174,24 +186,27 @@ class CorpusDataModule(LightningDataModule):
             self.samples_consumed += self.micro_batch_size * self.replica[1]
         return batch
 
-    def _order_identity(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run may not change: which samples there are, and what a token of them sees."""
         return {
             "seed": self.seed,
             "context_length": self.context_length,
             "corpus": self.identity,
             "weights": list(self.mixture.values()),
+            "document_mask": self.document_mask,
         }
 
     def state_dict(self) -> dict[str, Any]:
         """`samples_consumed` over all ranks, and what has to be the same for it to mean the same samples."""
-        return {"samples_consumed": self.samples_consumed} | self._order_identity()
+        return {"samples_consumed": self.samples_consumed} | self._identity()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken. Raises ValueError if the samples would not be the same ones."""
-        for name, now in self._order_identity().items():
-            if state_dict[name] != now:
+        for name, now in self._identity().items():
+            before = state_dict.get(name, False)  # what came later than a checkpoint was off in it
+            if before != now:
                 raise ValueError(
-                    f"the checkpoint was trained with {name} {state_dict[name]}, this run has {now}; "
+                    f"the checkpoint was trained with {name} {before}, this run has {now}; "
                     "resume with the same data settings or start a new run"
                 )
         self.samples_consumed = state_dict["samples_consumed"]

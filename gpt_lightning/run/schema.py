@@ -53,6 +53,7 @@ class Data:
     micro_batch_size: int = mixture.MICRO_BATCH_SIZE
     batch_tokens: int = mixture.BATCH_TOKENS
     seed: int = 0
+    document_mask: bool = False
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     corpora_dir: str = mixture.CORPORA_DIR
 
