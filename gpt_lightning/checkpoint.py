@@ -107,11 +107,11 @@ def check_same_model(checkpoint: dict[str, Any], config: GPTConfig, block: MakeB
     """Raise ValueError naming each setting in which the checkpoint's architecture differs from `config` and `block`."""
     if "gpt_config" not in checkpoint:
         raise ValueError("the checkpoint has no gpt_config; expected one written by gpt-lightning")
-    here = gpt_config_to_dict(config)
+    here, trained = gpt_config_to_dict(config), gpt_config_to_dict(gpt_config_from_dict(checkpoint["gpt_config"]))
     differing = [
-        f"{key} {value} (here {here.get(key)})"
-        for key, value in checkpoint["gpt_config"].items()
-        if here.get(key) != value and key not in ("dropout", "init_std")  # no effect on the shape or function
+        f"{key} {value} (here {here[key]})"
+        for key, value in trained.items()
+        if here[key] != value and key not in ("dropout", "init_std", "zero_init")  # no effect on the function
     ]
     if differing:
         raise ValueError(f"the checkpoint has another architecture: {', '.join(differing)}")

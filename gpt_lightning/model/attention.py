@@ -23,7 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from gpt_lightning.model.config import GPTConfig
+from gpt_lightning.model.facts import HEAD_ONES, Facts
 from gpt_lightning.model.linear import Linear
+from gpt_lightning.model.norm import RMSNorm
+from gpt_lightning.model.rotary import Rotary
 from gpt_lightning.model.short_attention import SHORT, short_causal_attention
 
 
@@ -89,21 +93,21 @@ class KVCache:
 
 
 def visible(
-    n_queries: int, n_keys: int, band_width: int | None, n_padding: Tensor | None, device: torch.device
+    n_queries: int, n_keys: int, band_width: int | None, first: Tensor | None, device: torch.device
 ) -> Bool[Tensor, "#batch 1 query key"]:
     """True where a query may look at a key, for the last `n_queries` of `n_keys` positions.
 
-    n_padding: (B,) leading keys that are padding. A padding query sees itself, so that no row is empty.
+    first: (B, 1) or (B, T), the first key that belongs to a query's own text, after padding or another document. A
+    padding query sees itself, so that no row is empty.
     """
     key = torch.arange(n_keys, device=device)
     query = key[n_keys - n_queries :, None]
     seen = key <= query
     if band_width is not None:
         seen = seen & (query - key < band_width)
-    if n_padding is None:
+    if first is None:
         return seen[None, None]
-    real = key >= n_padding[:, None, None]  # (B, 1, S)
-    return ((seen & real) | (key == query))[:, None]
+    return ((seen & (key >= first[:, :, None])) | (key == query))[:, None]
 
 
 @lru_cache(maxsize=8)
@@ -116,41 +120,81 @@ def band_block_mask(n_tokens: int, band_width: int, device: torch.device) -> Blo
     return create_block_mask(in_band, None, None, n_tokens, n_tokens, device=str(device))
 
 
+def document_block_mask(first: Int[Tensor, "batch time"], band_width: int | None) -> BlockMask:
+    """Causal within each document, whose first token is `first`, and within the band if there is one."""
+    B, T = first.shape
+    reach = band_width or T
+
+    def in_document(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query - key < reach) & (key >= first[b, query])
+
+    return create_block_mask(in_document, B, None, T, T, device=str(first.device))
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention with one fused projection for queries, keys and values.
 
-    scale: what multiplies q k^T; 1 / sqrt(d_head) in GPT-3 (model/parametrization.py has the others).
+    scale: what multiplies q k^T; 1 / sqrt(d_head) in GPT-3 (model/parametrization.py has the others). Fewer heads of
+    keys and values serve several query heads each. What is done to queries and keys before they meet, norm and
+    rotation, are modules, or nothing when they are off.
     """
 
-    def __init__(self, d_model: int, n_heads: int, dropout: float, bias: bool, scale: float):
+    def __init__(self, config: GPTConfig, scale: float):
         super().__init__()
-        self.n_heads = n_heads
+        D, K, d_kv = config.d_model, config.d_head, config.d_kv
+        self.heads = config.n_heads, d_kv // K, d_kv // K  # of queries, keys, values
         self.scale = scale
-        self.dropout = dropout
-        self.qkv = Linear(d_model, 3 * d_model, bias, parts=(d_model,) * 3)
-        self.proj = Linear(d_model, d_model, bias, residual=True)
-        self.residual_dropout = nn.Dropout(dropout)
+        self.dropout = config.dropout
+        self.qkv = Linear(D, D + 2 * d_kv, config.bias, parts=(D, d_kv, d_kv))
+        self.q_norm, self.k_norm = (RMSNorm(K) if config.qk_norm else nn.Identity() for _ in range(2))
+        self.rotary = Rotary(K, config.context_length) if config.positions == "rotary" else None
+        self.value_mix = nn.Parameter(torch.empty(1)) if config.value_residual else None
+        self.proj = Linear(D, D, config.bias, residual=True, std=0.0 if config.zero_init else 1.0)
+        self.residual_dropout = nn.Dropout(config.dropout)
 
     def forward(
         self,
         x: Float[Tensor, "batch time d_model"],
         mask: Tensor | BlockMask | None = None,
         cache: LayerCache | None = None,
+        first_values: Float[Tensor, "batch kv_heads time d_head"] | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
         B, T, D = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
+        qkv = self.qkv(x)
+        q, k, v = self._queries_keys_values(qkv, cache.length if cache else 0)
+        if self.value_mix is not None and first_values is not None:
+            v = torch.lerp(v, first_values.to(v.dtype), self.value_mix.to(v.dtype))
         if cache is not None:
             k, v = cache.update(k, v)
             q = q.to(k.dtype)
         dropout = self.dropout if self.training else 0.0
-        causal = mask is None and T > 1
+        causal, grouped = mask is None and T > 1, self.heads[0] != self.heads[1]
         if isinstance(mask, BlockMask):
-            y = flex_attention(q, k, v, block_mask=mask, scale=self.scale)
+            y = flex_attention(q, k, v, block_mask=mask, scale=self.scale, enable_gqa=grouped)
         elif causal and T <= SHORT and x.device.type == "cpu" and q.dtype == torch.bfloat16:
+            k, v = (n.repeat_interleave(self.heads[0] // self.heads[1], 1) if grouped else n for n in (k, v))
             y = short_causal_attention(q, k, v, dropout, self.scale)
         else:
             y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale, enable_gqa=grouped
             )
         return self.residual_dropout(self.proj(y.transpose(1, 2).reshape(B, T, D).to(qkv.dtype)))
+
+    def values(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch kv_heads time d_head"]:
+        """The values of x alone, for later layers to mix with theirs."""
+        values = self.qkv(x).unflatten(2, (sum(self.heads), -1))[:, :, -self.heads[2] :]
+        return values.transpose(1, 2).contiguous()
+
+    def parameter_facts(self) -> dict[str, Facts]:
+        """What all heads or channels share."""
+        norms = {"q_norm": self.q_norm, "k_norm": self.k_norm}
+        shared = {f"{name}.weight": HEAD_ONES for name, norm in norms.items() if isinstance(norm, RMSNorm)}
+        return shared if self.value_mix is None else {**shared, "value_mix": Facts("scalar", std=0.0, mean=0.5)}
+
+    def _queries_keys_values(self, qkv: Tensor, past: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Each (B, H, T, K), for positions from `past` on."""
+        q, k, v = qkv.unflatten(2, (sum(self.heads), -1)).split(self.heads, dim=2)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotary is not None:
+            q, k = self.rotary(q, past), self.rotary(k, past)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

@@ -28,7 +28,8 @@ class Facts:
     """The facts of one parameter."""
 
     role: Role
-    """Decides learning rate, decay, eps and initial std; final_vector: a vector outside the blocks."""
+    """Decides learning rate, decay, eps and initial std. final_vector: a vector outside the blocks; head_vector: one
+    that all heads share; scalar: one number for all channels."""
     std: float | None = 1.0
     """Initial standard deviation, times the role's own (model/parametrization.py); 0: constant; None: as its
     module's constructor made it."""
@@ -45,6 +46,7 @@ class Facts:
 LOOK_UP = Facts("embedding", active=0.0)
 ZEROS = Facts("vector", std=0.0)
 ONES = Facts("vector", std=0.0, mean=1.0)
+HEAD_ONES = Facts("head_vector", std=0.0, mean=1.0)
 
 
 def facts_of(module: nn.Module) -> dict[str, Facts]:

@@ -60,14 +60,21 @@ def count_parameters(config: GPTConfig, block: OwnBlock = None) -> ParameterCoun
     """
     if block is not None:
         return _counted(config, block)[0]
-    D, F = config.d_model, config.d_ff or 4 * config.d_model
-    bias = 1 if config.bias else 0
-    attention = 4 * D * D + bias * 4 * D
-    mlp = 2 * D * F + bias * (F + D)
-    layer_norms = 2 * (1 + bias) * D
-    embedding = (config.vocab_size * (1 if config.tie_embedding else 2) + config.context_length) * D
-    total = embedding + config.n_layers * (attention + mlp + layer_norms) + (1 + bias) * D
-    return ParameterCounts(total, embedding)
+    D, F, d_kv = config.d_model, config.inner_width, config.d_kv
+    bias, n_inputs = (1 if config.bias else 0), (2 if config.is_gated else 1)
+    biases = bias * (2 * D + 2 * d_kv + n_inputs * F + D)
+    norm = D if config.norm == "rms" else (1 + bias) * D
+    norms = norm * (4 if config.norm_place == "both" else 2) + (2 * config.d_head if config.qk_norm else 0)
+    embedding = config.vocab_size * D * (1 if config.tie_embedding else 2)
+    embedding += config.context_length * D if config.positions == "learned" else 0
+    layer = _matrices(config) + biases + norms + (1 if config.value_residual else 0)
+    return ParameterCounts(embedding + config.n_layers * layer + norm, embedding)
+
+
+def _matrices(config: GPTConfig) -> int:
+    """Weights of one layer's matrices."""
+    D, F = config.d_model, config.inner_width
+    return 2 * D * D + 2 * D * config.d_kv + (3 if config.is_gated else 2) * D * F
 
 
 def flops_per_token(config: GPTConfig, block: OwnBlock = None) -> float:
@@ -77,8 +84,10 @@ def flops_per_token(config: GPTConfig, block: OwnBlock = None) -> float:
     12 x d_model x the mean number of keys that a query sees: causal masks and bands count only what is inside.
     block: one's own, whose weights are counted instead; its attention is taken to be as wide as the built-in one's.
     """
-    D, F = config.d_model, config.d_ff or 4 * config.d_model
-    weights: float = config.n_layers * (4 * D * D + 2 * D * F) + config.vocab_size * D
+    D = config.d_model
+    weights: float = config.n_layers * _matrices(config) + config.vocab_size * D
+    if config.value_residual:
+        weights += D * D + 2 * D * config.d_kv  # the first layer's values are made twice
     if block is not None:
         weights = _counted(config, block)[1]
     T = config.context_length

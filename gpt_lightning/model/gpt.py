@@ -2,7 +2,7 @@
 
 A decoder-only transformer with learned positions, LayerNorm before each branch, tanh-GELU, biases everywhere,
 a readout tied to the token embedding, and alternating dense and locally banded attention. All defaults are the
-paper's 125M model.
+paper's 125M model; what else GPTConfig offers is chosen where a layer is made, so that `forward` stays as it is.
 
     tokens -> wte + wpe -> [x + attn(ln_1(x)); x + mlp(ln_2(x))] x n_layers -> ln_f -> wte^T -> logits
 
@@ -10,7 +10,7 @@ paper's 125M model.
 the loss runs in chunks and the (B, T, V) logits never exist (model/loss.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -19,56 +19,75 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 
-from gpt_lightning.model.attention import CausalSelfAttention, KVCache, LayerCache, band_block_mask, visible
+from gpt_lightning.model.attention import (
+    CausalSelfAttention,
+    KVCache,
+    LayerCache,
+    band_block_mask,
+    document_block_mask,
+    visible,
+)
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.facts import LOOK_UP, Facts, facts_of, unset_is_nan
-from gpt_lightning.model.linear import Linear, after_gelu
+from gpt_lightning.model.initialization import init_weights
+from gpt_lightning.model.mlp import MLP
+from gpt_lightning.model.norm import norm
 from gpt_lightning.model.parametrization import Role, parametrization
 from gpt_lightning.model.readout import Readout
 
 
-class MLP(nn.Module):
-    """Two linear layers around GELU in its tanh form, as GPT-2 and GPT-3 have it."""
-
-    def __init__(self, d_model: int, d_ff: int, dropout: float, bias: bool):
-        super().__init__()
-        self.fc = Linear(d_model, d_ff, bias)
-        self.proj = Linear(d_ff, d_model, bias, residual=True)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
-        return self.dropout(after_gelu(self.proj, self.fc(x)))
-
-
 class Block(nn.Module):
-    """One layer: attention and MLP, each normalised before and added to the residual stream."""
+    """One layer: attention and MLP, each normalised before and added to the residual stream.
+
+    shared: what all layers are given beside their input; nothing, or `first_values` for value_residual.
+    """
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        numbers = parametrization(config)
+        numbers, out_std = parametrization(config), 0.0 if config.zero_init else 1.0
+        before, after = config.norm_place != "after", config.norm_place != "before"
         self.residual_multiplier = numbers.residual
-        self.ln_1 = nn.LayerNorm(config.d_model, bias=config.bias)
-        self.attn = CausalSelfAttention(
-            config.d_model, config.n_heads, config.dropout, config.bias, numbers.attention_scale
-        )
-        self.ln_2 = nn.LayerNorm(config.d_model, bias=config.bias)
-        self.mlp = MLP(config.d_model, config.d_ff or 4 * config.d_model, config.dropout, config.bias)
+        self.ln_1 = _norm_if(before, config)
+        self.attn = CausalSelfAttention(config, numbers.attention_scale)
+        self.ln_2 = _norm_if(before, config)
+        self.mlp = MLP(config.d_model, config.inner_width, config.dropout, config.bias, config.mlp, out_std)
+        self.post_ln_1, self.post_ln_2 = _norm_if(after, config), _norm_if(after, config)
 
     def forward(
         self,
         x: Float[Tensor, "batch time d_model"],
         mask: Tensor | BlockMask | None = None,
         cache: LayerCache | None = None,
+        **shared: Tensor,
     ) -> Float[Tensor, "batch time d_model"]:
-        x = torch.add(x, self.attn(self.ln_1(x), mask, cache), alpha=self.residual_multiplier)
-        return torch.add(x, self.mlp(self.ln_2(x)), alpha=self.residual_multiplier)
+        attended = self.post_ln_1(self.attn(self.ln_1(x), mask, cache, **shared))
+        x = torch.add(x, attended, alpha=self.residual_multiplier)
+        return torch.add(x, self.post_ln_2(self.mlp(self.ln_2(x))), alpha=self.residual_multiplier)
+
+    def first_values(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch kv_heads time d_head"]:
+        """The values of this layer, were it the first, for `forward` of all layers (value_residual)."""
+        return self.attn.values(self.ln_1(x))
+
+
+class ParallelBlock(Block):
+    """Attention and MLP side by side, both reading the layer's input, as in GPT-NeoX."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time d_model"],
+        mask: Tensor | BlockMask | None = None,
+        cache: LayerCache | None = None,
+        **shared: Tensor,
+    ) -> Float[Tensor, "batch time d_model"]:
+        attended = self.post_ln_1(self.attn(self.ln_1(x), mask, cache, **shared))
+        return torch.add(x, attended + self.post_ln_2(self.mlp(self.ln_2(x))), alpha=self.residual_multiplier)
 
 
 class GPT(nn.Module):
     """The whole model. Built with random weights, or without storage under `torch.device("meta")`.
 
     block: makes a layer from the config; your own takes what `Block.forward` takes and gives the same shape back.
-    Raises ValueError naming the parameters that nobody has initialised.
+    Raises ValueError naming the parameters that nobody has initialised, and for a block that cannot do what is asked.
     """
 
     def __init__(self, config: GPTConfig, block: Callable[[GPTConfig], nn.Module] = Block):
@@ -77,14 +96,24 @@ class GPT(nn.Module):
         self.readout_multiplier = parametrization(config).readout
         self.flex_attention = False  # set by compile_blocks: FlexAttention is fast only when compiled
         self.wte = nn.Embedding(config.vocab_size, config.d_model)
-        self.wpe = nn.Embedding(config.context_length, config.d_model)
+        self.wpe = nn.Embedding(config.context_length, config.d_model) if config.positions == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
         with unset_is_nan():
-            self.blocks = nn.ModuleList([block(config) for _ in range(config.n_layers)])
-        self.ln_f = nn.LayerNorm(config.d_model, bias=config.bias)
+            self.blocks = nn.ModuleList([self.new_block() for _ in range(config.n_layers)])
+        self.ln_f = norm(config.norm, config.d_model, config.bias)
         self.lm_head = None if config.tie_embedding else nn.Linear(config.d_model, config.vocab_size, bias=False)
         if not self.wte.weight.is_meta:
-            init_weights(self, self.facts(), config, seeded_generator())
+            init_weights(self, self.facts(), config)
+
+    def new_block(self) -> nn.Module:
+        """One more layer, as its constructor makes it."""
+        make = ParallelBlock if self.block is Block and self.config.parallel else self.block
+        block = make(self.config)
+        built_in = isinstance(block, Block) and type(block).forward in (Block.forward, ParallelBlock.forward)
+        for name in ("parallel", "value_residual"):
+            if getattr(self.config, name) and not built_in:
+                raise ValueError(f"{name} is for the built-in block; what {type(block).__name__} does is in its code")
+        return block
 
     def forward(
         self, tokens: Int[Tensor, "batch time"], cache: KVCache | None = None
@@ -93,24 +122,29 @@ class GPT(nn.Module):
         return self.logits(self.hidden_states(tokens, cache))
 
     def hidden_states(
-        self, tokens: Int[Tensor, "batch time"], cache: KVCache | None = None
+        self,
+        tokens: Int[Tensor, "batch time"],
+        cache: KVCache | None = None,
+        positions: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
-        """What the readout multiplies: the residual stream after the last LayerNorm, times the readout multiplier.
+        """What the readout multiplies: the residual stream after the last norm, times the readout multiplier.
 
-        Appends `tokens` to `cache` when one is given.
+        Appends `tokens` to `cache` when one is given. positions: where each token stands in its own document, for rows
+        of several; then no token sees another document. Not together with a cache.
 
         Raises ValueError when the tokens, with those in the cache, are more than context_length.
         """
         past, T = (cache.length if cache else 0), tokens.shape[1]
         if past + T > self.config.context_length:
             raise ValueError(f"{past + T} tokens do not fit context_length {self.config.context_length}")
-        positions = torch.arange(past, past + T, device=tokens.device)
-        if cache and cache.n_padding is not None:
-            positions = (positions - cache.n_padding[:, None]).clamp(min=0)
-        x = self.dropout(self.wte(tokens) + self.wpe(positions))
-        masks = self._masks(T, cache, tokens.device)
+        x = self.wte(tokens)
+        if self.wpe is not None:
+            x = x + self.wpe(_positions(past, T, cache, tokens.device) if positions is None else positions)
+        x = self.dropout(x)
+        masks = self._masks(T, cache, tokens.device) if positions is None else self._document_masks(positions)
+        shared = self._shared(x)
         for i, (block, band_width) in enumerate(zip(self.blocks, self.config.band_widths(), strict=True)):
-            x = block(x, masks[band_width], cache.layers[i] if cache else None)
+            x = block(x, masks[band_width], cache.layers[i] if cache else None, **shared)
         x = self.ln_f(x)
         return x if self.readout_multiplier == 1 else x * self.readout_multiplier
 
@@ -144,7 +178,7 @@ class GPT(nn.Module):
     def parameter_facts(self) -> dict[str, Facts]:
         """What stands outside the blocks. A tied embedding is a look-up, and multiplies as the readout."""
         embedding = Facts("embedding") if self.lm_head is None else LOOK_UP
-        own = {"wte.weight": embedding, "wpe.weight": LOOK_UP}
+        own = {"wte.weight": embedding} if self.wpe is None else {"wte.weight": embedding, "wpe.weight": LOOK_UP}
         own |= {f"ln_f.{name}": replace(facts, role="final_vector") for name, facts in facts_of(self.ln_f).items()}
         return own if self.lm_head is None else {**own, "lm_head.weight": Facts("readout")}
 
@@ -160,7 +194,7 @@ class GPT(nn.Module):
             whole = band_width is None or band_width >= n_keys  # no key lies outside the band
             if n_padding is not None:
                 padding = (n_padding - (past - kept)).clamp(min=0)
-                masks[band_width] = visible(n_queries, n_keys, band_width, padding, device)
+                masks[band_width] = visible(n_queries, n_keys, band_width, padding[:, None], device)
             elif whole and (n_queries == 1 or n_queries == n_keys):
                 masks[band_width] = None
             elif self.flex_attention and device.type == "cuda" and cache is None and band_width is not None:
@@ -169,41 +203,30 @@ class GPT(nn.Module):
                 masks[band_width] = visible(n_queries, n_keys, band_width, None, device)
         return masks
 
-
-def seeded_generator() -> torch.Generator:
-    """Random numbers for the initial weights: they follow from torch's seed, not from what was drawn before."""
-    return torch.Generator().manual_seed(torch.initial_seed())
-
-
-def init_weights(
-    module: nn.Module, facts: Mapping[str, Facts], config: GPTConfig, generator: torch.Generator, prefix: str = ""
-) -> None:
-    """GPT-2's initialisation (Radford et al. 2019, section 2.3), for the whole model or the part named `prefix`.
-
-    facts                                 distribution   std; each x its init_std in model/parametrization.py
-    embedding, hidden, readout            normal         init_std
-    those that are residual               normal         init_std x residual_init; 1 / sqrt(2 n_layers) in GPT-2
-    vector: biases; norms' weights        constant       0; 1
-    std None                              what its module's constructor gave it
-
-    facts: of the whole model. Raises ValueError naming what is left without a value.
-    """
-    numbers = parametrization(config)
-    own = dict(module.named_buffers())
-    for name, parameter in module.named_parameters():
-        fact = facts[prefix + name]
-        if fact.std is None:
-            own[name] = parameter
-        else:
-            std = fact.std * config.init_std * numbers.roles[fact.role].init_std
-            std = std * numbers.residual_init if fact.residual else std
-            if std:
-                nn.init.normal_(parameter, fact.mean, std, generator=generator)
-            else:
-                nn.init.constant_(parameter, fact.mean)
-    unset = [prefix + name for name, value in own.items() if value.isnan().any()]
-    if unset:
-        raise ValueError(
-            f"nobody initialised {', '.join(unset)}; give it values in its module's constructor, or a std in "
-            "parameter_facts"
+    def _shared(self, x: Tensor) -> dict[str, Tensor]:
+        """What every block is given beside its input, mask and cache."""
+        first = self.blocks[0]
+        return (
+            {"first_values": first.first_values(x)} if self.config.value_residual and isinstance(first, Block) else {}
         )
+
+    def _document_masks(self, positions: Tensor) -> dict[int | None, Tensor | BlockMask | None]:
+        """One mask per kind of layer, for rows of several documents."""
+        T, device = positions.shape[1], positions.device
+        first = torch.arange(T, device=device) - positions
+        widths = set(self.config.band_widths())
+        if self.flex_attention and device.type == "cuda":
+            return {width: document_block_mask(first, width) for width in widths}
+        return {width: visible(T, T, width, first, device) for width in widths}
+
+
+def _norm_if(wanted: bool, config: GPTConfig) -> nn.Module:
+    return norm(config.norm, config.d_model, config.bias) if wanted else nn.Identity()
+
+
+def _positions(past: int, n_tokens: int, cache: KVCache | None, device: torch.device) -> Tensor:
+    """Of the next tokens, after padding where there is any."""
+    positions = torch.arange(past, past + n_tokens, device=device)
+    if cache is None or cache.n_padding is None:
+        return positions
+    return (positions - cache.n_padding[:, None]).clamp(min=0)

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gpt_lightning.model.facts import Facts
 from gpt_lightning.model.gpt import GPT, Block
 from gpt_lightning.model.parametrization import parametrization
 
@@ -22,11 +23,11 @@ def duplicate_width(small: GPT, wide: GPT) -> None:
     """Fill `wide`, a model of the same class and depth and k times the width, with the function of `small`.
 
     Heads are copied whole where there are more of them, and widened where they are wider. Which dimensions grow is
-    seen from the shapes; by `roles()`, hidden matrices are divided by how often their inputs are repeated.
+    seen from the shapes; by their facts, hidden matrices are divided by how often their inputs are repeated.
 
     Raises ValueError naming the parameter that does not grow as the models do.
     """
-    roles, sources = wide.roles(), dict(small.named_parameters())
+    facts, sources = wide.facts(), dict(small.named_parameters())
     if sources.keys() != dict(wide.named_parameters()).keys():
         odd = sorted(sources.keys() ^ dict(wide.named_parameters()).keys())
         raise ValueError(f"only one of the two models has the parameter {odd[0]}; expected the same layers")
@@ -34,8 +35,9 @@ def duplicate_width(small: GPT, wide: GPT) -> None:
         value: Tensor = sources[name].detach()
         repeats = [_repeats(name, n, grown, small, wide) for n, grown in zip(value.shape, target.shape, strict=True)]
         for dim, repeat in enumerate(repeats):
-            value = _copy(value, dim, repeat, small, wide)
-        if roles[name] == "hidden":
+            parts = value.split(_parts_of(facts[name], value, target) if dim == 0 else value.shape[dim], dim)
+            value = torch.cat([_copy(part, dim, repeat, small, wide) for part in parts], dim)
+        if facts[name].role == "hidden":
             value = value / math.prod(repeats[1:])  # torch's order: outputs first, then inputs
         target.copy_(value)
 
@@ -64,6 +66,11 @@ def to_standard(gpt: GPT) -> GPT:
         for value in block.attn.qkv.parameters():
             value.data[: plain.d_model] *= numbers.attention_scale * d_head**0.5  # the queries
     return standard.requires_grad_().train(gpt.training)
+
+
+def _parts_of(facts: Facts, value: Tensor, grown: Tensor) -> list[int]:
+    """Rows of the small model's matrices that are fused in one, of which each is copied by itself."""
+    return [rows * len(value) // len(grown) for rows in facts.parts] or [len(value)]
 
 
 def _growth(small: GPT, wide: GPT) -> tuple[int, int]:

@@ -17,15 +17,18 @@ m = d_model / base_d_model, l = n_layers / base_n_layers; what stands here multi
     weight_decay hidden                       1               1 / its lr            1 / its lr
     eps          outside the blocks           1               1/m                   1/m
                  inside (hidden, vector)      1               1/m                   1/(m l)
+                 head_vector; scalar          1; 1            1/w; 1                1/(w l); 1/l
     grad_weight  hidden                       1               1                     l
                  vector                       1               m                     m l
+                 head_vector; scalar          1; 1            w; 1                  w l; l
                  embedding, readout, final    1               m                     m
     attention    scale of q k^T               1/sqrt(d_head)  sqrt(base_d_head)/d_head
     residual     x + this x branch            1               1                     1/l
     readout      logits x this                1               1/m                   1/m
 
-`grad_weight` weighs a role's squared gradients in the norm that is clipped: wider copies of a model have the same norm
-then, whereas the plain global norm shrinks with width and clips another model differently.
+w = d_head / base_d_head: what all heads share has a gradient that shrinks with the width of a head alone, and that of a
+scalar does not shrink. `grad_weight` weighs a role's squared gradients in the norm that is clipped: wider copies of a
+model have the same norm then, whereas the plain global norm shrinks with width and clips another model differently.
 d_ff is taken to grow with d_model. A readout tied to the embedding has the embedding's numbers.
 """
 
@@ -34,7 +37,7 @@ from typing import Literal
 
 from gpt_lightning.model.config import GPTConfig
 
-Role = Literal["embedding", "hidden", "vector", "final_vector", "readout"]
+Role = Literal["embedding", "hidden", "vector", "final_vector", "head_vector", "scalar", "readout"]
 HiddenUpdate = Literal["adamw", "original", "match_rms_adamw"]  # how hidden matrices are updated; the last two by Muon
 
 
@@ -65,14 +68,17 @@ def parametrization(config: GPTConfig, hidden_update: HiddenUpdate = "adamw") ->
     standard, completep = config.parametrization == "standard", config.parametrization == "completep"
     m = 1.0 if standard else config.width_multiplier
     depth = config.depth_multiplier if completep else 1.0  # l
-    d_head = config.d_model // config.n_heads
+    d_head = config.d_head
     base_d_head = d_head if standard else config.base_d_head or d_head
+    wider = d_head / base_d_head
     hidden_lr = {"adamw": 1 / m, "original": 1.0, "match_rms_adamw": m**-0.5}[hidden_update]
     return Parametrization(
         roles={
             "embedding": RoleNumbers(eps=1 / m, grad_weight=m),
             "hidden": RoleNumbers(m**-0.5, hidden_lr, 1 / hidden_lr, 1 / (m * depth), grad_weight=depth),
             "vector": RoleNumbers(eps=1 / (m * depth), grad_weight=m * depth),
+            "head_vector": RoleNumbers(eps=1 / (wider * depth), grad_weight=wider * depth),
+            "scalar": RoleNumbers(eps=1 / depth, grad_weight=depth),
             "final_vector": RoleNumbers(eps=1 / m, grad_weight=m),
             "readout": RoleNumbers(eps=1 / m, grad_weight=m),
         },

@@ -1,7 +1,7 @@
 """Build a GPT, in one piece or sharded over a device mesh (FSDP2), block by block.
 
-Sharded or not, the weights are drawn on the CPU by the same random numbers in the same order, so that a run on one
-process and one on many start from equal weights. When sharding, only one block exists whole at a time.
+Sharded or not, each weight is drawn on the CPU by random numbers of its own, so that a run on one process and one on
+many start from equal weights. When sharding, only one block exists whole at a time.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from gpt_lightning.model.facts import unset_is_nan
-from gpt_lightning.model.gpt import GPT, Block, GPTConfig, init_weights, seeded_generator
+from gpt_lightning.model.gpt import GPT, Block, GPTConfig
+from gpt_lightning.model.initialization import init_weights
 
 
 def build_sharded(
@@ -28,16 +29,19 @@ def build_sharded(
 
     with torch.device("meta"):
         gpt = GPT(config, block)
-    names = ["wte", "wpe", *(f"blocks.{i}" for i in range(config.n_layers)), "ln_f"]
-    facts, generator = gpt.facts(), seeded_generator()
-    for name in names if gpt.lm_head is None else [*names, "lm_head"]:
+    layers = [f"blocks.{i}" for i in range(config.n_layers)]
+    parts = [name for name, part in gpt.named_children() if list(part.parameters())]
+    facts = gpt.facts()
+    for name in (name for part in parts for name in (layers if part == "blocks" else [part])):
         with torch.device("cpu"), unset_is_nan():
             part = _with_storage(gpt, name)
-        init_weights(part, facts, config, generator, f"{name}.")
+        init_weights(part, facts, config, f"{name}.")
         if name.startswith("blocks."):
             fully_shard(part, mesh=mesh["data_parallel"])
     fully_shard(gpt, mesh=mesh["data_parallel"])
     register_fsdp_forward_method(gpt, "hidden_states")  # training enters here, not by forward
+    if config.value_residual:
+        register_fsdp_forward_method(gpt.blocks[0], "first_values")
     return gpt
 
 
@@ -61,10 +65,10 @@ def load_whole_weights(gpt: GPT, state: dict[str, Tensor]) -> None:
 def _with_storage(gpt: GPT, name: str) -> nn.Module:
     """A part of the model, put in its place as its constructor makes it: what a user's block sets there counts."""
     if name.startswith("blocks."):
-        part = gpt.block(gpt.config)
+        part = gpt.new_block()
         gpt.set_submodule(name, part)
     else:
         part = gpt.get_submodule(name).to_empty(device="cpu")
-        assert isinstance(part, nn.Embedding | nn.LayerNorm | nn.Linear)
+        assert isinstance(part, nn.Embedding | nn.LayerNorm | nn.RMSNorm | nn.Linear)
         part.reset_parameters()  # moves torch's random numbers on as it does on one process
     return part

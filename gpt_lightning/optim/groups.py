@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor
 
 from gpt_lightning.optim.config import OptimConfig
 
+LIKE: dict[str, Any] = {"final_vector": "vector", "head_vector": "vector", "scalar": "vector"}  # for lr_ratios
+
 
 class Facts(Protocol):
     """What the owner of a parameter says of it (model/facts.py)."""
@@ -66,7 +68,7 @@ def parameter_groups(
             "name": group,
             "params": list(members.values()),
             "lr": config.lr,
-            "lr_ratio": multiplier.lr * config.lr_ratios.get(role.removeprefix("final_"), 1.0),  # type: ignore[call-overload]
+            "lr_ratio": multiplier.lr * config.lr_ratios.get(LIKE.get(role, role), 1.0),
             "weight_decay": float(decay) * multiplier.weight_decay if role in decayed else 0.0,
             "grad_weight": multiplier.grad_weight,
         }

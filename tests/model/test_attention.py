@@ -34,11 +34,12 @@ def random_tokens(*shape: int) -> torch.Tensor:
 def attention_by_loops(attn: CausalSelfAttention, x: torch.Tensor, band_width: int) -> torch.Tensor:
     """One query, one head and one key at a time, from the definition."""
     B, T, D = x.shape
-    K = D // attn.n_heads
+    n_heads = attn.heads[0]
+    K = D // n_heads
     y = torch.zeros_like(x)
     for b in range(B):
         q, k, v = (x[b] @ attn.qkv.weight.T + attn.qkv.bias).split(D, dim=1)
-        for head in range(attn.n_heads):
+        for head in range(n_heads):
             part = slice(head * K, (head + 1) * K)
             for i in range(T):
                 keys = [j for j in range(T) if j <= i and i - j < band_width]
@@ -51,7 +52,7 @@ def attention_by_loops(attn: CausalSelfAttention, x: torch.Tensor, band_width: i
 @pytest.mark.parametrize("band_width", [1, 3, 7, 100])
 def test_banded_attention_is_the_double_loop(band_width):
     torch.manual_seed(0)
-    attn = CausalSelfAttention(d_model=12, n_heads=3, dropout=0.0, bias=True, scale=0.5).double()
+    attn = CausalSelfAttention(GPTConfig(d_model=12, n_heads=3), scale=0.5).double()
     torch.nn.init.normal_(attn.qkv.bias)
     x = torch.randn(2, 7, 12, dtype=torch.float64)
     mask = visible(7, 7, band_width, None, x.device)
@@ -60,7 +61,7 @@ def test_banded_attention_is_the_double_loop(band_width):
 
 def test_without_a_mask_attention_is_the_double_loop_over_all_earlier_keys():
     torch.manual_seed(0)
-    attn = CausalSelfAttention(d_model=12, n_heads=3, dropout=0.0, bias=True, scale=0.5).double()
+    attn = CausalSelfAttention(GPTConfig(d_model=12, n_heads=3), scale=0.5).double()
     x = torch.randn(2, 7, 12, dtype=torch.float64)
     torch.testing.assert_close(attn(x), attention_by_loops(attn, x, band_width=7))
 

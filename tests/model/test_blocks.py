@@ -1,8 +1,10 @@
-"""One matrix over blocks, built in and a user's own: every promise of a block holds for all of them."""
+"""One matrix over structures and blocks of a user's own: every promise of a model holds for all of them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -36,57 +38,101 @@ CONFIG = GPTConfig(
     band_width=4,
 )
 MUP = replace(CONFIG, parametrization="mup", base_d_model=16, base_d_head=4)
-BLOCKS = {
-    "built in": Block,
-    "parallel": ParallelBlock,
-    "parallel, set": partial(ParallelBlock, scale=0.5),
-    "grouped": GroupedBlock,
-    "gated": GatedBlock,
+OWN = {
+    "own parallel": ParallelBlock,
+    "own parallel, set": partial(ParallelBlock, scale=0.5),
+    "own grouped": GroupedBlock,
+    "own gated": GatedBlock,
 }
-OWN = {name: block for name, block in BLOCKS.items() if block is not Block}
+MODERN = {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "relu2", "bias": False, "n_kv_heads": 2}
+STRUCTURES: dict[str, dict] = {
+    "gpt-3": {},
+    "rotary": {"positions": "rotary"},
+    "no positions": {"positions": "none"},
+    "rms": {"norm": "rms"},
+    "norm after": {"norm_place": "after"},
+    "norm both": {"norm_place": "both", "norm": "rms"},
+    "qk_norm": {"qk_norm": True},
+    "gelu_erf": {"mlp": "gelu_erf"},
+    "relu2": {"mlp": "relu2"},
+    "swiglu": {"mlp": "swiglu"},
+    "geglu": {"mlp": "geglu", "d_ff": 40},
+    "two kv heads": {"n_kv_heads": 2},
+    "one kv head": {"n_kv_heads": 1},
+    "parallel": {"parallel": True},
+    "softcap": {"logit_softcap": 3.0},
+    "zero_init": {"zero_init": True},
+    "value_residual": {"value_residual": True},
+    "no bias": {"bias": False},
+    "modern": MODERN,
+    "modern, all": {**MODERN, "parallel": True, "value_residual": True, "norm_place": "both", "logit_softcap": 3.0},
+}
+
+
+class Case(NamedTuple):
+    """A block, and what its config has instead of GPT-3's."""
+
+    block: Callable
+    structure: dict
+
+    def config(self, base: GPTConfig) -> GPTConfig:
+        return replace(base, **self.structure)
+
+
+CASES = {name: Case(Block, structure) for name, structure in STRUCTURES.items()}
+CASES |= {name: Case(block, {}) for name, block in OWN.items()}
 TOKENS = torch.randint(0, 31, (2, 12), generator=torch.Generator().manual_seed(0))
 
-over_blocks = pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+over_cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def build(block, config: GPTConfig = CONFIG) -> GPT:
+def build(case: Case, config: GPTConfig = CONFIG) -> GPT:
     torch.manual_seed(0)
-    return GPT(config, block).double().eval()
+    return GPT(case.config(config), case.block).double().eval()
 
 
-@over_blocks
-def test_counts_without_a_model_are_those_of_the_model(block):
-    gpt, counts = build(block), count_parameters(CONFIG, own_block(block))
+def shaken(case: Case, config: GPTConfig = CONFIG) -> GPT:
+    """The same with nothing left at 0 or 1, so that every part of it shows."""
+    gpt = build(case, config)
+    random = torch.Generator().manual_seed(1)
+    for p in gpt.parameters():
+        p.data += 0.1 * torch.randn(p.shape, dtype=p.dtype, generator=random)
+    return gpt
+
+
+@over_cases
+def test_counts_without_a_model_are_those_of_the_model(case):
+    gpt, counts = build(case), count_parameters(case.config(CONFIG), own_block(case.block))
     outside = ("wte", "wpe", "lm_head")
     embedding = sum(p.numel() for name, p in gpt.named_parameters() if name.startswith(outside))
     assert counts.total == sum(p.numel() for p in gpt.parameters())
     assert counts.embedding == embedding
 
 
-@over_blocks
+@over_cases
 @pytest.mark.parametrize("tie_embedding", [True, False])
-def test_flops_are_the_products_that_torch_counts_and_the_attention_formula(block, tie_embedding):
-    config = replace(CONFIG, tie_embedding=tie_embedding)
-    gpt = GPT(config, block)
+def test_flops_are_the_products_that_torch_counts_and_the_attention_formula(case, tie_embedding):
+    config = replace(case.config(CONFIG), tie_embedding=tie_embedding)
+    gpt = GPT(config, case.block)
     with FlopCounterMode(display=False) as counter:
         gpt(TOKENS[:1]).sum().backward()
     products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
     attention = flops_per_token(config) - flops_per_token(replace(config, band_width=1, attention_pattern=("banded",)))
     attention += 12.0 * config.d_model * config.n_layers  # of the key that a band of 1 sees
-    assert flops_per_token(config, own_block(block)) == pytest.approx(products / 12 + attention, rel=1e-12)
+    assert flops_per_token(config, own_block(case.block)) == pytest.approx(products / 12 + attention, rel=1e-12)
 
 
-@over_blocks
-def test_with_a_cache_the_logits_are_those_without_it(block):
-    gpt = build(block)
+@over_cases
+def test_with_a_cache_the_logits_are_those_without_it(case):
+    gpt = build(case)
     cache = gpt.new_cache()
     stepwise = torch.cat([gpt(TOKENS[:, i : i + n], cache) for i, n in ((0, 5), *((i, 1) for i in range(5, 12)))], 1)
     torch.testing.assert_close(stepwise, gpt(TOKENS), atol=1e-12, rtol=0)
 
 
-@over_blocks
-def test_greedy_text_is_the_argmax_of_the_full_run(block):
-    gpt, prompt = build(block), TOKENS[:1, :4]
+@over_cases
+def test_greedy_text_is_the_argmax_of_the_full_run(case):
+    gpt, prompt = build(case), TOKENS[:1, :4]
     steps = generate_tokens(gpt, [prompt[0].tolist()], SamplingConfig(max_new_tokens=6, temperature=0.0), eot_id=-1)
     written = [token for (token,) in steps]
     with torch.no_grad():
@@ -96,38 +142,42 @@ def test_greedy_text_is_the_argmax_of_the_full_run(block):
     assert len(written) == 6
 
 
-def looks_ahead(block) -> bool:
-    gpt, changed = build(block), TOKENS.clone()
+def looks_ahead(case: Case) -> bool:
+    gpt, changed = shaken(case), TOKENS.clone()
     changed[:, 7:] = (changed[:, 7:] + 1) % 31
     before, after = gpt(TOKENS), gpt(changed)
     assert not torch.equal(before[:, 7:], after[:, 7:])
     return not torch.equal(before[:, :7], after[:, :7])
 
 
-@over_blocks
-def test_no_token_sees_what_comes_after_it(block):
-    assert not looks_ahead(block)
-    assert looks_ahead(blocks.AcausalBlock)
+@over_cases
+def test_no_token_sees_what_comes_after_it(case):
+    assert not looks_ahead(case)
+    assert looks_ahead(Case(blocks.AcausalBlock, {}))
 
 
-@over_blocks
+@over_cases
 @pytest.mark.parametrize("optim", [OptimConfig(), OptimConfig(name="muon")], ids=lambda optim: optim.name)
-def test_every_parameter_has_facts_and_is_in_one_optimizer_group(block, optim):
-    gpt = build(block)
+def test_every_parameter_has_facts_and_is_in_one_optimizer_group(case, optim):
+    gpt = build(case)
     assert list(gpt.facts()) == [name for name, _ in gpt.named_parameters()]
     numbers = parametrization(CONFIG, optim.hidden_update).roles
     optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.facts(), optim, numbers)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in gpt.parameters())
     inside = {fact.role for name, fact in gpt.facts().items() if name.startswith("blocks.")}
-    assert inside == {"hidden", "vector"}
+    assert inside <= {"hidden", "vector", "head_vector", "scalar"}
     for name, parameter in gpt.blocks.named_parameters():
-        assert gpt.roles()[f"blocks.{name}"] == ("hidden" if parameter.ndim == 2 else "vector")
+        of_heads = (
+            "scalar" if name.endswith("value_mix") else "head_vector" if "attn" in name and "norm" in name else None
+        )
+        expected = of_heads or ("hidden" if parameter.ndim == 2 else "vector")
+        assert gpt.roles()[f"blocks.{name}"] == expected
 
 
-@over_blocks
-def test_muon_updates_each_part_as_if_it_were_alone(block):
-    gpt, config = build(block), OptimConfig(name="muon", lr=0.1)
+@over_cases
+def test_muon_updates_each_part_as_if_it_were_alone(case):
+    gpt, config = build(case), OptimConfig(name="muon", lr=0.1)
     numbers = parametrization(CONFIG, config.hidden_update).roles
     for p in gpt.parameters():
         p.grad = torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(p.numel()))
@@ -146,25 +196,31 @@ def test_muon_updates_each_part_as_if_it_were_alone(block):
 
 
 def test_fused_parts_are_declared_where_they_are():
-    parts = {name: fact.parts for name, fact in build(GroupedBlock).facts().items() if fact.parts}
-    assert parts == {f"blocks.{i}.attn.qkv.weight": (32, 16, 16) for i in range(3)}
-    assert {fact.parts for fact in build(Block).facts().values()} == {(), (32, 32, 32)}
+    for case in (CASES["own grouped"], CASES["two kv heads"]):
+        parts = {name: fact.parts for name, fact in build(case).facts().items() if fact.parts}
+        assert parts == {f"blocks.{i}.attn.qkv.weight": (32, 16, 16) for i in range(3)}
+    assert {fact.parts for fact in build(CASES["gpt-3"]).facts().values()} == {(), (32, 32, 32)}
+    assert {fact.parts for fact in build(CASES["geglu"]).facts().values()} == {(), (32, 32, 32), (40, 40)}
 
 
-@over_blocks
-def test_initial_weights_follow_the_facts(block):
-    gpt = build(block, replace(MUP, d_model=128, base_d_model=32, n_heads=32))
+@over_cases
+def test_initial_weights_follow_the_facts(case):
+    gpt = build(case, replace(MUP, d_model=128, base_d_model=32, n_heads=32))
     hidden = 0.3 / 2  # m = 4
     for name, p in gpt.named_parameters():
         fact = gpt.facts()[name]
-        if fact.role == "hidden":
+        if fact.residual and gpt.config.zero_init:
+            assert torch.all(p == 0), name
+        elif fact.role == "hidden":
             std = hidden / 6**0.5 if name.endswith(("out.weight", "proj.weight")) else hidden
             assert p.std().item() == pytest.approx(std, rel=0.05), name
         elif name.endswith("shift"):
             assert torch.all(p == 0.25)
         elif name.endswith("gate"):
             assert torch.all(p == 0.5)
-        elif fact.role in ("vector", "final_vector"):
+        elif name.endswith("value_mix"):
+            assert p == 0.5
+        elif fact.role in ("vector", "head_vector", "final_vector"):
             assert torch.all(p == float(name.endswith("weight"))), name
 
 
@@ -184,10 +240,10 @@ class RandomBlock(GatedBlock):
         nn.init.normal_(self.gate)
 
 
-@pytest.mark.parametrize("block", [*BLOCKS.values(), RandomBlock], ids=[*BLOCKS, "random"])
+@pytest.mark.parametrize("case", [*CASES.values(), Case(RandomBlock, {})], ids=[*CASES, "random"])
 @pytest.mark.parametrize("tie_embedding", [True, False])
-def test_a_sharded_model_starts_from_the_weights_of_one_process(block, tie_embedding, mesh):
-    config = replace(CONFIG, tie_embedding=tie_embedding)
+def test_a_sharded_model_starts_from_the_weights_of_one_process(case, tie_embedding, mesh):
+    config, block = replace(case.config(CONFIG), tie_embedding=tie_embedding), case.block
     torch.manual_seed(0)
     whole = build_sharded(config, None, block)
     after = torch.rand(1)
@@ -230,11 +286,10 @@ def test_the_outer_module_has_the_last_word():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "block", [ParallelBlock, GroupedBlock, pytest.param(GatedBlock, marks=pytest.mark.slow)], ids=lambda b: b.__name__
-)
-def test_verify_passes_right_blocks(block):
-    assert verify(MUP, OptimConfig(), block, seeds=1).failed == []
+@over_cases
+def test_verify_passes_right_models(case):
+    optim = OptimConfig(name="muon" if case.structure.get("n_kv_heads") or case.structure.get("mlp") else "adamw")
+    assert verify(case.config(MUP), optim, case.block, seeds=1).failed == []
 
 
 @pytest.mark.slow
@@ -252,13 +307,14 @@ def test_verify_fails_a_wrong_block():
 def test_export_refuses_a_block_of_ones_own_by_name(block, tmp_path):
     name = block_spec(block)["class_path"]
     with pytest.raises(ValueError, match=f"GPT-2 has no block {name}"):
-        export_gpt2(build(block, replace(CONFIG, attention_pattern=("dense",))), tmp_path / "none", tmp_path / "out")
+        dense = replace(CONFIG, attention_pattern=("dense",))
+        export_gpt2(build(Case(block, {}), dense), tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_block_is_known_by_path_and_settings():
     assert block_spec(Block) is None and own_block(partial(Block)) is None
-    assert block_spec(BLOCKS["parallel, set"]) == {
+    assert block_spec(OWN["own parallel, set"]) == {
         "class_path": "tests.blocks.ParallelBlock",
         "init_args": {"scale": 0.5},
     }

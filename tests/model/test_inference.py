@@ -24,7 +24,7 @@ def trained() -> GPT:
     torch.manual_seed(0)
     gpt = GPT(GPTConfig(vocab_size=128, context_length=64, n_layers=2, n_heads=2, d_model=64))
     optimizer = torch.optim.AdamW(gpt.parameters(), lr=3e-3)
-    for _ in range(60):
+    for _ in range(120):
         loss_of(gpt, n_windows=8).backward()
         optimizer.step()
         optimizer.zero_grad()

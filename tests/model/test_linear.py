@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gpt_lightning.model.activations import AT_ONCE, GELU
 from gpt_lightning.model.gpt import MLP
-from gpt_lightning.model.linear import AT_ONCE, Linear, after_gelu
+from gpt_lightning.model.linear import Linear, after
 
 
 def layer(dtype=torch.float64, n_inputs=48, n_outputs=32):
@@ -25,7 +26,7 @@ def test_after_gelu_is_the_layer_of_gelu_with_its_gradients():
     inputs = x, made.weight, made.bias
     plain = made(F.gelu(x, approximate="tanh"))
     torch.testing.assert_close(
-        value_and_gradients(after_gelu(made, x), *inputs), value_and_gradients(plain, *inputs), rtol=1e-9, atol=1e-9
+        value_and_gradients(after(GELU, made, x), *inputs), value_and_gradients(plain, *inputs), rtol=1e-9, atol=1e-9
     )
 
 
@@ -34,7 +35,7 @@ def test_a_compiled_block_computes_the_same_gelu(monkeypatch):
     expected = made(F.gelu(x, approximate="tanh"))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     monkeypatch.setattr(F, "gelu", None)
-    torch.testing.assert_close(after_gelu(made, x), expected)
+    torch.testing.assert_close(after(GELU, made, x), expected)
 
 
 @pytest.mark.parametrize("gelu", [False, True])
@@ -50,7 +51,7 @@ def test_under_bf16_autocast_it_is_as_near_to_float64_as_torch_is(gelu):
 
     exact = value_and_gradients(plain(exact_made, exact_x), exact_x, exact_made.weight, exact_made.bias)
     with torch.autocast("cpu", torch.bfloat16):
-        ours, torchs = (after_gelu(made, x) if gelu else made(x)), plain(made, x)
+        ours, torchs = (after(GELU, made, x) if gelu else made(x)), plain(made, x)
     for a, b, e in zip(value_and_gradients(ours, *inputs), value_and_gradients(torchs, *inputs), exact, strict=True):
         assert a.dtype == b.dtype
         assert (a - e).norm() < 1.3 * (b - e).norm()
@@ -80,4 +81,4 @@ def test_a_layer_of_another_class_is_called_as_it_is():
     made, x = layer()
     twice = Twice(48, 32).double()
     twice.load_state_dict(made.state_dict())
-    torch.testing.assert_close(after_gelu(twice, x), 2 * after_gelu(made, x))
+    torch.testing.assert_close(after(GELU, twice, x), 2 * after(GELU, made, x))

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from gpt_lightning.model.attention import CausalSelfAttention, LayerCache
+from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.short_attention import short_causal_attention
 
 
@@ -69,7 +70,7 @@ def test_dropout_drops_weights_and_keeps_their_sum_on_average():
 @pytest.mark.parametrize(("n_rows", "n_keys"), [(1, 64), (3, 200), (2, 700)])
 def test_decoding_in_bf16_with_cached_keys_is_float64_within_the_rounding_of_its_inputs(n_rows, n_keys):
     torch.manual_seed(0)
-    attn = CausalSelfAttention(d_model=64, n_heads=2, dropout=0.0, bias=False, scale=1.0).bfloat16()
+    attn = CausalSelfAttention(GPTConfig(d_model=64, n_heads=2, bias=False), scale=1.0).bfloat16()
     with torch.no_grad():  # queries, keys and values are the input itself, and so is what proj gives
         attn.qkv.weight.copy_(torch.eye(64).repeat(3, 1))
         attn.proj.weight.copy_(torch.eye(64))

@@ -11,6 +11,7 @@ The laws are written here once more, apart from the table that they check.
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from gpt_lightning.model.growth import duplicate_width
 from gpt_lightning.model.loss import Loss
 from gpt_lightning.optim.config import OptimConfig
+from gpt_lightning.optim.groups import LIKE
 from gpt_lightning.tune.verify.miniature import Miniature, batch, optim_in_miniature, train
 
 STEPS = 15
@@ -29,7 +31,12 @@ SIGMAS = 5.0  # sampling errors that a standard deviation may be off its law
 
 
 def duplicated_losses(small: Miniature, doublings: int, loss: Loss, optim: OptimConfig, clip: float) -> list[float]:
-    """Losses of `small`, made 2^doublings times as wide by duplication, over `STEPS` steps in float64."""
+    """Losses of `small`, made 2^doublings times as wide by duplication, over `STEPS` steps in float64.
+
+    Where heads grow wider, they do not turn here: wider rotary heads have other frequencies, whatever the rules.
+    """
+    if small.gpt.positions == "rotary" and small.widening_heads:
+        small = replace(small, gpt=replace(small.gpt, positions="none"))
     source, wide = small.build(0, torch.float64), small.wider(doublings).build(0, torch.float64)
     duplicate_width(source, wide)
     losses = train(wide, loss, optim_in_miniature(optim, LR, WEIGHT_DECAY, EPS), batch(0), clip)
@@ -50,7 +57,7 @@ def initial_std(small: Miniature) -> dict[str, dict[str, float]]:
     laws: dict[str, list[tuple[float, float, float]]] = {}
     wide, deep, facts = dict(in_width.named_parameters()), dict(in_depth.named_parameters()), model.facts()
     for name, p in model.named_parameters():
-        role = facts[name].role.removeprefix("final_")
+        role = LIKE.get(facts[name].role, facts[name].role)
         expected = -0.5 if role == "hidden" else 0.0
         laws.setdefault(f"over widths: {role}", []).append(_against_law(p, wide[name], expected))
         if role == "hidden":

@@ -1,6 +1,6 @@
 """The user's model and optimizer in miniature: the same structure, small enough for a hundred runs in a minute.
 
-What decides how a parametrization behaves is kept: biases, tying, the kinds of attention, the ratio of d_ff, whether
+What decides how a parametrization behaves is kept: the structure, the ratio of d_ff, how many heads share keys, whether
 wider models have more or wider heads, the loss, the optimizer with its learning-rate ratios. Sizes, vocabulary, initial
 and learning-rate levels are not. Steps are made as module.py makes them, so that a mistake in the table or in a changed
 model shows here.
@@ -53,7 +53,8 @@ class Miniature:
             n_layers=n_layers,
             n_heads=n_heads,
             d_model=D,
-            d_ff=gpt.d_ff and max(round(gpt.d_ff / gpt.d_model * n_heads), 1) * D_HEAD,
+            d_ff=max(round(gpt.inner_width / gpt.d_model * n_heads), 1) * D_HEAD,
+            n_kv_heads=gpt.n_kv_heads and max(n_heads * gpt.n_kv_heads // gpt.n_heads, 1),
             dropout=0.0,
             init_std=0.02,
             attention_pattern=tuple(dict.fromkeys(gpt.attention_pattern)),
@@ -68,9 +69,14 @@ class Miniature:
         """The relative 2^doublings times as wide: with more heads, wider heads, or both, as the user's."""
         of_d_head = math.ceil(doublings * self.widening_heads)
         config, factor = self.gpt, 2**doublings
-        n_heads = config.n_heads * factor // 2**of_d_head
-        d_ff = config.d_ff and config.d_ff * factor
-        return replace(self, gpt=replace(config, d_model=config.d_model * factor, n_heads=n_heads, d_ff=d_ff))
+        more_heads = factor // 2**of_d_head
+        grown = {
+            "d_model": config.d_model * factor,
+            "n_heads": config.n_heads * more_heads,
+            "n_kv_heads": config.n_kv_heads and config.n_kv_heads * more_heads,
+            "d_ff": config.inner_width * factor,
+        }
+        return replace(self, gpt=replace(config, **grown))
 
     def deeper(self, n_layers: int) -> "Miniature":
         """The relative with another number of layers."""

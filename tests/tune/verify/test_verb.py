@@ -53,7 +53,7 @@ def plant(monkeypatch, change) -> None:
     def changed(config, hidden_update="adamw"):
         return change(config, parametrization(config, hidden_update))
 
-    for module in (gpt_lightning.model.gpt, gpt_lightning.tune.verify.miniature):
+    for module in (gpt_lightning.model.gpt, gpt_lightning.model.initialization, gpt_lightning.tune.verify.miniature):
         monkeypatch.setattr(module, "parametrization", changed)
 
 
