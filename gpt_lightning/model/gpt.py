@@ -33,7 +33,7 @@ from gpt_lightning.model.initialization import init_weights
 from gpt_lightning.model.mlp import MLP
 from gpt_lightning.model.norm import norm
 from gpt_lightning.model.parametrization import Role, parametrization
-from gpt_lightning.model.readout import Readout
+from gpt_lightning.model.readout import Readout, capped
 
 
 class Block(nn.Module):
@@ -150,12 +150,14 @@ class GPT(nn.Module):
 
     def logits(self, hidden_states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """Scores of the next token, from `hidden_states`."""
-        return F.linear(hidden_states, self.wte.weight) if self.lm_head is None else self.lm_head(hidden_states)
+        lm_head = self.lm_head  # which generation replaces with faster ones
+        scores = F.linear(hidden_states, self.wte.weight) if lm_head is None else lm_head(hidden_states)
+        return capped(scores, self.config.logit_softcap)
 
     @property
     def readout(self) -> Readout:
         """What turns hidden states into logits; its matrix is the token embedding when tied."""
-        return Readout(self.wte.weight if self.lm_head is None else self.lm_head.weight)
+        return Readout(self.wte.weight if self.lm_head is None else self.lm_head.weight, self.config.logit_softcap)
 
     def new_cache(self, n_padding: Int[Tensor, " batch"] | None = None) -> KVCache:
         """An empty key-value cache for `hidden_states` and `forward`."""
