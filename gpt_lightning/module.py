@@ -92,6 +92,8 @@ class GPTModule(LightningModule):
             metric.set_dtype(sum_dtype(self.device))
 
     def on_fit_start(self) -> None:
+        tokenizer = getattr(_datamodule(self), "tokenizer", None)
+        self.loss.check_run(self.gpt_config, tokenizer and tokenizer.sha256)
         self.loss.to(self.device)
 
     def forward(self, tokens: Tensor) -> Float[Tensor, "batch time vocab"]:
@@ -104,7 +106,7 @@ class GPTModule(LightningModule):
             self._tokens_before_step = self.tokens_seen
         self.tokens_seen += tokens.numel() * self.trainer.world_size
         progress = min(self._tokens_before_step / self.max_tokens, 1.0)
-        loss, count = self.loss(MicroStep(hidden, self._net.readout, tokens, targets, progress))
+        loss, count = self.loss(MicroStep(hidden, self._net.readout, tokens, targets, progress, *positions))
         return self.step.add(loss, count, self._text_bytes(targets), targets.numel())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -129,8 +131,7 @@ class GPTModule(LightningModule):
         config = self._optim_config()
         numbers = parametrization(self.gpt_config, config.hidden_update).roles
         optimizer = build_optimizer(dict(self._net.named_parameters()), self._net.facts(), config, numbers)
-        # The middle of a step's tokens: no step has a learning rate of 0, and the area under the curve does not
-        # depend on the batch size.
+        # The middle of a step's tokens: never a learning rate of 0, and the same area under the curve for any batch.
         data, n_ranks = _datamodule(self), self.trainer.world_size
         micro_step = micro_step_tokens(data.micro_batch_size, data.context_length, n_ranks) if data else 0
 
@@ -239,8 +240,7 @@ class GPTModule(LightningModule):
         text_bytes = self.total_bytes.compute()
         if text_bytes > 0:
             scores[f"{split}/bits_per_byte"] = nats / text_bytes / torch.log(torch.tensor(2.0, dtype=nats.dtype))
-        # Loggers get them from callbacks/metrics.py, with tokens as the x-axis. They are of all ranks by now, weighed
-        # by counts, so that sync_dist leaves them as they are; without it Lightning advises it.
+        # Loggers get them from callbacks/metrics.py. They are of all ranks already; without sync_dist Lightning warns.
         self.log_dict({key: value.float() for key, value in scores.items()}, logger=False, sync_dist=True)
         for metric in (self.total_nats, self.total_tokens, self.total_bytes):
             metric.reset()

@@ -16,7 +16,7 @@ FLOORS = [  # lowest first; rooms on one floor do not know each other
     {"files", "terminal"},
     {"model", "data", "optim", "report", "sharded"},
     {"checkpoint"},
-    {"module", "callbacks", "evaluate"},
+    {"module", "callbacks", "evaluate", "distillation"},
     {"run"},
     {"tune", "serve"},
     {"cli", "__init__", "__main__"},

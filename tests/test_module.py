@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.loss import CrossEntropy, Loss, MicroStep
+from gpt_lightning.model.multi_token import MultiToken
 from gpt_lightning.model.step_mean import StepMean
 from gpt_lightning.module import GPTModule
 from gpt_lightning.optim.config import OptimConfig
@@ -113,11 +115,28 @@ def test_the_gradient_is_clipped_by_the_norm_of_the_right_one():
     assert_equal_gradients(found, {name: gradient * scale for name, gradient in right.items()})
 
 
-def test_a_loss_may_weigh_its_targets():
-    mean, right = expected(loss=Weighted())
-    module, found = train(batches(), Weighted())
+SMOOTHED = CrossEntropy(label_smoothing=0.1, z_loss=0.01, token_weights={3: 3.0, 5: 0.0})
+SEVERAL = MultiToken(token_weights={3: 3.0})  # reaches over the end of the targets that count
+LOSSES = {"plain": None, "several": SEVERAL}
+
+
+@pytest.mark.parametrize("loss", [Weighted(), SMOOTHED, SEVERAL], ids=repr)
+def test_a_loss_may_weigh_its_targets(loss):
+    mean, right = expected(loss=loss)
+    module, found = train(batches(), loss)
     assert_equal_gradients(found, right)
     assert module.step.loss.item() == pytest.approx(mean, rel=1e-6)
+
+
+def test_scores_are_the_cross_entropy_of_the_logits_that_the_model_gives():
+    module = GPTModule(replace(GPT_CONFIG, logit_softcap=0.1), loss=SMOOTHED)
+    module.configure_model()
+    with torch.no_grad():
+        module.gpt.wte.weight.mul_(20)
+    batch = batches((32,))[0]
+    expected = F.cross_entropy(module.gpt(batch[0]).mT, batch[1], reduction="none")
+    assert module.gpt(batch[0]).abs().max() > 0.09
+    torch.testing.assert_close(module.predict_step(batch, 0), expected.mean(1).detach())
 
 
 class Seen(Weighted):
@@ -155,25 +174,25 @@ def test_a_loss_with_parameters_is_refused():
         GPTModule(GPT_CONFIG, loss=Learned())
 
 
-def main(strategy: str, path: str) -> None:
+def main(strategy: str, loss: str, path: str) -> None:
     """One of two ranks, each with two of the four micro-batches."""
     import os
 
     strategies = {"ddp": "ddp", "fsdp2": ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)}
     rank = int(os.environ.get("LOCAL_RANK", 0))
-    module, gradients = train(batches()[rank::2], devices=2, strategy=strategies[strategy])
+    module, gradients = train(batches()[rank::2], LOSSES[loss], devices=2, strategy=strategies[strategy])
     if rank == 0:
         torch.save({**gradients, "loss": module.step.loss, "norm": module.grad_norm}, path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_every_target_weighs_the_same_on_whichever_rank_it_is(tmp_path, strategy):
-    command = [sys.executable, "-m", "tests.test_module", strategy, str(tmp_path / "gradients.pt")]
+@pytest.mark.parametrize(("strategy", "loss"), [("ddp", "several"), ("fsdp2", "plain")])
+def test_every_target_weighs_the_same_on_whichever_rank_it_is(tmp_path, strategy, loss):
+    command = [sys.executable, "-m", "tests.test_module", strategy, loss, str(tmp_path / "gradients.pt")]
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     found = torch.load(tmp_path / "gradients.pt", weights_only=True)
-    mean, right = expected()
+    mean, right = expected(loss=LOSSES[loss])
     assert found.pop("loss").item() == pytest.approx(mean, rel=1e-6)
     assert found.pop("norm").item() == pytest.approx(norm(right), rel=1e-5)
     assert_equal_gradients(found, right)

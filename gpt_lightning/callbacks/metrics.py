@@ -18,7 +18,6 @@ from torch import Tensor
 
 from gpt_lightning.callbacks.steps import ends_step
 from gpt_lightning.model.flops import flops_per_token, peak_flops
-from gpt_lightning.model.loss import CrossEntropy
 from gpt_lightning.model.step_mean import sum_dtype
 from gpt_lightning.report.metrics_csv import append_metrics, truncate_metrics
 
@@ -100,7 +99,7 @@ class RunMetrics(Callback):
         rate = (module.tokens_seen - self._tokens) / (time.perf_counter() - self._started)
         metrics: dict[str, float] = {"tokens": module.tokens_seen, "step": trainer.global_step}
         metrics["train/loss"] = loss / n_targets if n_targets else math.nan
-        if text_bytes and type(module.loss) is CrossEntropy:  # others are not in nats per token
+        if text_bytes and module.loss.in_nats:
             metrics["train/bits_per_byte"] = loss / math.log(2) / text_bytes
         metrics["train/grad_norm"] = module.grad_norm.item()
         metrics["train/lr"] = self._lr

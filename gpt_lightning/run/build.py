@@ -90,6 +90,7 @@ def check(stack: Stack) -> None:
         if stack[f"trainer.{name}"] != stack.parser.get_default(f"trainer.{name}"):
             raise ValueError(f"trainer.{name} follows from max_tokens, val_interval_tokens and batch_tokens; set those")
     check_strategy(stack["trainer.strategy"])
+    stack.loss()
     data, ramp = stack["data"], stack["batch_ramp"]
     BatchRamp(**plain(ramp))
     GradientNoiseScale(**plain(stack["gradient_noise"]))

@@ -89,10 +89,12 @@ def light_parser(**kwargs: Any) -> jsonargparse.ArgumentParser:
 
 
 def full_parser(**kwargs: Any) -> jsonargparse.ArgumentParser:
-    """All settings of a run; imports Lightning."""
+    """All settings of a run; imports Lightning, and the losses, which model.loss then finds by their short names."""
     from lightning.pytorch import Trainer
     from lightning.pytorch.cli import LightningArgumentParser
 
+    import gpt_lightning.distillation
+    import gpt_lightning.model.multi_token  # noqa: F401
     from gpt_lightning.callbacks.batch_ramp import BatchRamp
     from gpt_lightning.callbacks.gradient_noise import GradientNoiseScale
     from gpt_lightning.callbacks.samples import Samples

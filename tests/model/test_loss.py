@@ -58,7 +58,7 @@ def test_a_loss_gives_the_sum_over_targets_that_count_and_their_number(chunk_tok
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     plain = F.cross_entropy(logits, targets, reduction="sum")
     expected = torch.autograd.grad(plain, (hidden, weight))
-    total, count = loss(chunk_tokens)(micro_step(hidden, weight, targets, softcap))
+    total, count = loss(chunk_tokens=chunk_tokens)(micro_step(hidden, weight, targets, softcap))
     assert count == N - 4
     torch.testing.assert_close(total, plain)
     torch.testing.assert_close(torch.autograd.grad(total, (hidden, weight)), expected)
@@ -126,7 +126,7 @@ def test_no_tensor_ever_has_an_element_per_token_and_vocabulary_entry():
     with LargestTensor() as chunked:
         linear_cross_entropy(hidden, weight, targets, 8).backward()
     with LargestTensor() as own:
-        PlainCrossEntropy(8)(micro_step(hidden, weight, targets))[0].backward()
+        PlainCrossEntropy(chunk_tokens=8)(micro_step(hidden, weight, targets))[0].backward()
     assert plain.n_elements == 64 * 500
     assert chunked.n_elements == own.n_elements == 8 * 500
 

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from gpt_lightning.model.loss import CrossEntropy
 from gpt_lightning.optim.rescale import StepSettings
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import quiet
@@ -84,7 +83,7 @@ class WindowStarts(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         at, unchanged = self._place(trainer)
-        if at < unchanged and type(pl_module.loss) is not CrossEntropy:
+        if at < unchanged and not pl_module.loss.in_nats:
             pl_module.eval()
             self._nats = pl_module.predict_step(batch, batch_idx).nanmean()
             pl_module.train()
