@@ -18,7 +18,7 @@ VERBS = {
     "tune verify": ("gpt_lightning.tune.verify.verb:VERB", "proof that this model's parametrization is right"),
     "generate": ("gpt_lightning.serve.text:main", "write text with a run, a checkpoint or a Hugging Face folder"),
     "export": ("gpt_lightning.serve.convert:export_main", "run -> folder that Hugging Face transformers opens"),
-    "import": ("gpt_lightning.serve.convert:import_main", "Hugging Face GPT-2 folder -> run folder"),
+    "import": ("gpt_lightning.serve.convert:import_main", "Hugging Face folder -> run folder"),
 }
 
 

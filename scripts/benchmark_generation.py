@@ -26,7 +26,7 @@ import torch
 
 from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.model.gpt import GPT, GPTConfig
-from gpt_lightning.model.huggingface import export_gpt2
+from gpt_lightning.model.huggingface.folder import export_gpt
 from gpt_lightning.model.inference import KINDS, prepare
 from gpt_lightning.model.sampling import SamplingConfig, generate_tokens
 from gpt_lightning.serve.text import TextGenerator, load
@@ -177,7 +177,7 @@ def main() -> None:
     decoders: dict[str, Decode] = {}
     with tempfile.TemporaryDirectory() as folder:
         Tokenizer.bytes_only().save(Path(folder) / "tokenizer.json")
-        export_gpt2(gpt, Path(folder) / "tokenizer.json", Path(folder) / "hf")
+        export_gpt(gpt, Path(folder) / "tokenizer.json", Path(folder) / "hf")
         for weights in KINDS:
             decoders[f"ours {weights}"] = ours(prepare(copy.deepcopy(gpt), weights), prompt)
             if weights != "int8":

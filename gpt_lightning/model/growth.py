@@ -45,8 +45,9 @@ def duplicate_width(small: GPT, wide: GPT) -> None:
 def to_standard(gpt: GPT) -> GPT:
     """The same function as a model of parametrization "standard", for programs that know no other.
 
-    For the built-in block alone. The attention scale goes into the queries, the residual multiplier into what is added
-    to the residual stream, and the readout multiplier into the last LayerNorm. The weights of `gpt` stay as they are.
+    For the built-in blocks alone. The attention scale goes into the queries, or into their norm where they have one;
+    the residual multiplier into what is added to the residual stream, or into the norm after it; and the readout
+    multiplier into the last norm. The weights of `gpt` stay as they are.
     """
     if gpt.config.parametrization == "standard":
         return gpt
@@ -54,17 +55,18 @@ def to_standard(gpt: GPT) -> GPT:
     with torch.device("meta"):
         standard = GPT(plain)
     state = {name: value.detach().clone() for name, value in gpt.state_dict().items()}
-    d_head, numbers = plain.d_model // plain.n_heads, parametrization(gpt.config)
+    numbers, normed_last = parametrization(gpt.config), plain.norm_place != "before"
     for name, facts in gpt.facts().items():
         if facts.role == "final_vector":
             state[name] *= numbers.readout
-        if facts.residual:
+        if ".post_ln_" in name if normed_last else facts.residual:
             state[name] *= numbers.residual
     standard.load_state_dict(state, assign=True)
     for block in standard.blocks:
         assert isinstance(block, Block)
-        for value in block.attn.qkv.parameters():
-            value.data[: plain.d_model] *= numbers.attention_scale * d_head**0.5  # the queries
+        scaled = block.attn.q_norm if plain.qk_norm else block.attn.qkv
+        for value in scaled.parameters():
+            value.data[: plain.d_model] *= numbers.attention_scale * plain.d_head**0.5  # of the rows: the queries
     return standard.requires_grad_().train(gpt.training)
 
 

@@ -19,7 +19,7 @@ from gpt_lightning.callbacks.batch_ramp import BatchRamp
 from gpt_lightning.data.compression import compression
 from gpt_lightning.data.datamodule import CorpusDataModule
 from gpt_lightning.model.flops import count_parameters
-from gpt_lightning.model.huggingface import why_not_gpt2
+from gpt_lightning.model.huggingface.choice import why_not_written
 from gpt_lightning.module import GPTModule
 from gpt_lightning.report.metrics_csv import COMPRESSORS
 from gpt_lightning.terminal import duration, short
@@ -78,7 +78,7 @@ def next_commands(module: GPTModule, data: CorpusDataModule, run_dir: Path) -> l
     own = f" --model.block {module.block_spec['class_path']}" if module.block_spec else ""
     prompt = ' --prompt "def "' if _can_write(data, "def ") else ""
     commands = [f"gpt-lightning generate --run {run_dir}{prompt}{own}"]
-    if not own and data.eot_id is not None and not why_not_gpt2(module.gpt_config):
+    if not own and data.eot_id is not None and not why_not_written(module.gpt_config):
         commands.append(f"gpt-lightning export --run {run_dir} --output {run_dir}/huggingface")
     return commands
 

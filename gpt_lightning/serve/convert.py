@@ -27,7 +27,9 @@ def export_main(argv: list[str], about: str = "") -> int:
     parser = _Parser(
         prog="gpt-lightning export",
         description=about or None,
-        epilog="Dense models only. In that folder, text that spells <|endoftext|> is read as that token.",
+        epilog="Written as the family that holds the model: GPT-2, GPT-Neo, Llama, Qwen3, GPT-NeoX, Mistral or "
+        "Ministral; what none has is refused by name. In that folder, text that spells <|endoftext|> is read as that "
+        "token.",
         allow_abbrev=False,
     )
     parser.add_argument("--run", required=True, metavar="PATH", help="a run folder, or one of its .ckpt files")
@@ -35,13 +37,14 @@ def export_main(argv: list[str], about: str = "") -> int:
     options = parser.parse_args(argv)
 
     from gpt_lightning.checkpoint import find_checkpoint, find_tokenizer, gpt_of, read_checkpoint, trained_block
-    from gpt_lightning.model.huggingface import export_gpt2
+    from gpt_lightning.model.huggingface.folder import export_gpt, not_ours
 
     tokenizer, checkpoint = find_tokenizer(options.run), read_checkpoint(find_checkpoint(options.run), optimizer=False)
     if block := trained_block(checkpoint):
-        raise ValueError(f"GPT-2 has no block {block['class_path']}; only models of the built-in block can be exported")
-    export_gpt2(gpt_of(checkpoint), tokenizer, options.output)
-    print(f"{options.output}: open it with transformers.AutoModelForCausalLM.from_pretrained({options.output!r})")
+        raise ValueError(not_ours(block["class_path"]))
+    family = export_gpt(gpt_of(checkpoint), tokenizer, options.output)
+    opened = f"transformers.AutoModelForCausalLM.from_pretrained({options.output!r})"
+    print(f"{options.output}: written as {family}; open it with {opened}")
     return 0
 
 
@@ -50,6 +53,8 @@ def import_main(argv: list[str], about: str = "") -> int:
     parser = _Parser(
         prog="gpt-lightning import",
         description=about or None,
+        epilog="Reads GPT-2, GPT-Neo, Llama, Qwen3, GPT-NeoX, Mistral, Ministral and NanoChat where their settings are "
+        "ours; what is not is refused by name.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -66,21 +71,21 @@ def import_main(argv: list[str], about: str = "") -> int:
 
 
 def import_run(source: Path, path: Path) -> None:
-    """Make a run folder from a GPT-2 folder. Raises ValueError, with nothing written, when it cannot be one."""
+    """Make a run folder from a Hugging Face folder. Raises ValueError, with nothing written, when it cannot be one."""
     from importlib.metadata import version
 
     from gpt_lightning.checkpoint import gpt_config_to_dict, write_checkpoint
     from gpt_lightning.data.tokenizer import Tokenizer
-    from gpt_lightning.model.huggingface import import_gpt2
+    from gpt_lightning.model.huggingface.folder import import_gpt
     from gpt_lightning.run.folder import RunDir
 
     run_dir = RunDir(path)
     if run_dir.check("overwrite"):
         raise ValueError(f"{path} already holds a run; choose another --run_dir")
     if not source.is_dir():
-        raise ValueError(f"{source} is not a folder; expected one with a GPT-2, as gpt-lightning export writes it")
+        raise ValueError(f"{source} is not a folder; expected one with a model, as gpt-lightning export writes it")
     tokenizer = Tokenizer.from_file(source / "tokenizer.json")
-    config, state = import_gpt2(source)
+    config, state = import_gpt(source)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.vocab_size}; "

@@ -134,7 +134,7 @@ def load(path: str | Path, block: "MakeBlock | str | None" = None, weights: str 
     from gpt_lightning.checkpoint import find_tokenizer, load_gpt
     from gpt_lightning.data.characters import read_tokenizer
     from gpt_lightning.model.gpt import GPT
-    from gpt_lightning.model.huggingface import import_gpt2
+    from gpt_lightning.model.huggingface.folder import import_gpt
     from gpt_lightning.model.inference import prepare
 
     path = Path(path)
@@ -142,7 +142,7 @@ def load(path: str | Path, block: "MakeBlock | str | None" = None, weights: str 
         raise ValueError(f"{path} does not exist; expected a run folder, a .ckpt file or a Hugging Face folder")
     if (path / "config.json").is_file():
         tokenizer = read_tokenizer(path / "tokenizer.json")
-        config, state = import_gpt2(path)
+        config, state = import_gpt(path)
         with torch.device("meta"):
             gpt = GPT(config)
         gpt.load_state_dict(state, assign=True)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gpt_lightning.model.facts import Facts, facts_of
 from gpt_lightning.model.flops import count_parameters, flops_per_token
 from gpt_lightning.model.gpt import GPT, Block, GPTConfig
-from gpt_lightning.model.huggingface import export_gpt2
+from gpt_lightning.model.huggingface.folder import export_gpt
 from gpt_lightning.model.own_block import block_spec, own_block
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.model.sampling import SamplingConfig, generate_tokens
@@ -306,9 +306,9 @@ def test_verify_fails_a_wrong_block():
 @pytest.mark.parametrize("block", OWN.values(), ids=OWN)
 def test_export_refuses_a_block_of_ones_own_by_name(block, tmp_path):
     name = block_spec(block)["class_path"]
-    with pytest.raises(ValueError, match=f"GPT-2 has no block {name}"):
+    with pytest.raises(ValueError, match=f"no Hugging Face family has the block {name}"):
         dense = replace(CONFIG, attention_pattern=("dense",))
-        export_gpt2(build(Case(block, {}), dense), tmp_path / "none", tmp_path / "out")
+        export_gpt(build(Case(block, {}), dense), tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

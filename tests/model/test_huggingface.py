@@ -1,4 +1,4 @@
-"""Parity with transformers' own GPT-2, both ways, on tiny random models; nothing is downloaded."""
+"""Folders of Hugging Face in and out, with GPT-2 as the example: parity both ways, random models, no downloads."""
 
 import json
 
@@ -6,63 +6,18 @@ import pytest
 import safetensors.torch
 import torch
 
-from gpt_lightning.data.tokenizer import Tokenizer
-from gpt_lightning.model.gpt import GPT, GPTConfig
-from gpt_lightning.model.huggingface import export_gpt2, import_gpt2
+from gpt_lightning.model.huggingface.folder import export_gpt, import_gpt
 from gpt_lightning.serve.text import TextGenerator
 from gpt_lightning.serve.text import load as load_generator
+from tests.model.parity import TEXT, VOCAB, assert_same_logits, imported, our_gpt, shaken
 
 transformers = pytest.importorskip("transformers")
-
-TEXT = "the cat sat on the mat, naïvely; 東京タワー 👩‍👩‍👧 it's 1999\n\n  def f(x):\n    return x " * 20
-VOCAB = 300
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Tokenizer:
-    return Tokenizer.train([TEXT], VOCAB)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_path(tokenizer, tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    tokenizer.save(path)
-    return path
-
-
-def our_gpt(**settings) -> GPT:
-    torch.manual_seed(0)
-    values = {"vocab_size": VOCAB, "context_length": 48, "n_layers": 3, "n_heads": 4, "d_model": 32, "init_std": 0.3}
-    gpt = GPT(GPTConfig(**{**values, **settings})).eval()
-    for name, parameter in gpt.named_parameters():  # biases and norms that matter
-        if parameter.ndim == 1:
-            torch.nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.3)
-    return gpt
 
 
 def their_gpt2(**settings):
     torch.manual_seed(0)
     values = {"vocab_size": VOCAB, "n_positions": 48, "n_layer": 3, "n_head": 4, "n_embd": 32, "initializer_range": 0.3}
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**values, **settings})).eval()
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 1:
-            torch.nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.3)
-    return model
-
-
-def imported(folder) -> GPT:
-    config, state = import_gpt2(folder)
-    gpt = GPT(config)
-    gpt.load_state_dict(state)
-    return gpt.eval()
-
-
-@torch.no_grad()
-def assert_same_logits(ours: GPT, theirs) -> None:
-    tokens = torch.randint(0, VOCAB, (3, 48), generator=torch.Generator().manual_seed(1))
-    a, b = ours(tokens), theirs(tokens).logits
-    assert a.abs().max() > 1  # so that 1e-5 means something
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    return shaken(transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**values, **settings})))
 
 
 EXPORTED = [
@@ -80,7 +35,7 @@ EXPORTED = [
 @pytest.mark.parametrize("settings", EXPORTED, ids=str)
 def test_transformers_opens_what_we_write_and_computes_the_same(settings, tokenizer, tokenizer_path, tmp_path):
     gpt = our_gpt(**settings)
-    export_gpt2(gpt, tokenizer_path, tmp_path / "hf")
+    export_gpt(gpt, tokenizer_path, tmp_path / "hf")
     theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not any(info.values())  # no key missing, left over or of another shape
     assert_same_logits(gpt, theirs)
@@ -91,7 +46,13 @@ def test_transformers_opens_what_we_write_and_computes_the_same(settings, tokeni
     assert ours == their_tokenizer.decode(written, skip_special_tokens=True) != ""
 
 
-IMPORTED = [{}, {"n_inner": 20}, {"tie_word_embeddings": False}, {"activation_function": "gelu_pytorch_tanh"}]
+IMPORTED = [
+    {},
+    {"n_inner": 20},
+    {"tie_word_embeddings": False},
+    {"activation_function": "gelu_pytorch_tanh"},
+    {"activation_function": "gelu"},
+]
 
 
 @pytest.mark.parametrize("settings", IMPORTED, ids=str)
@@ -117,7 +78,7 @@ def test_shards_bare_names_and_pytorch_files_are_read_too(tmp_path):
 
 def test_out_and_in_again_gives_the_same_bits(tokenizer_path, tmp_path):
     gpt = our_gpt()
-    export_gpt2(gpt, tokenizer_path, tmp_path / "hf")
+    export_gpt(gpt, tokenizer_path, tmp_path / "hf")
     back = imported(tmp_path / "hf")
     assert back.config == gpt.config
     for name, value in gpt.state_dict().items():
@@ -125,7 +86,7 @@ def test_out_and_in_again_gives_the_same_bits(tokenizer_path, tmp_path):
 
 
 def test_both_tokenizers_give_the_same_ids_and_text(tokenizer, tokenizer_path, tmp_path):
-    export_gpt2(our_gpt(), tokenizer_path, tmp_path / "hf")
+    export_gpt(our_gpt(), tokenizer_path, tmp_path / "hf")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     for text in (TEXT, "", " a  b\n\n\tc ", "zażółć 🏳️‍🌈 \x00 don't", "1 , 2 . n't"):
         assert theirs(text).input_ids == tokenizer.encode(text)
@@ -137,22 +98,15 @@ def test_both_tokenizers_give_the_same_ids_and_text(tokenizer, tokenizer_path, t
 
 def test_the_exported_folder_generates_as_the_model_does(tokenizer, tokenizer_path, tmp_path):
     gpt = our_gpt()
-    export_gpt2(gpt, tokenizer_path, tmp_path / "hf")
+    export_gpt(gpt, tokenizer_path, tmp_path / "hf")
     from_folder = load_generator(tmp_path / "hf").generate(["the", "naïve 東"], max_new_tokens=60, seed=3)
     assert from_folder == TextGenerator(gpt, tokenizer).generate(["the", "naïve 東"], max_new_tokens=60, seed=3)
-
-
-def test_a_banded_model_is_refused_in_one_line_and_nothing_is_written(tokenizer_path, tmp_path):
-    gpt = our_gpt(attention_pattern=("dense", "banded"), band_width=47)
-    with pytest.raises(ValueError, match="GPT-2 has no banded attention: a band_width of 47 .* context_length of 48"):
-        export_gpt2(gpt, tokenizer_path, tmp_path / "hf")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(tokenizer_path, tmp_path):
     (tmp_path / "note").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):
-        export_gpt2(our_gpt(), tokenizer_path, tmp_path)
+        export_gpt(our_gpt(), tokenizer_path, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
 
 
@@ -162,7 +116,7 @@ def test_a_failed_export_leaves_nothing(tokenizer_path, tmp_path, monkeypatch):
 
     monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
     with pytest.raises(OSError):
-        export_gpt2(our_gpt(), tokenizer_path, tmp_path / "hf")
+        export_gpt(our_gpt(), tokenizer_path, tmp_path / "hf")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -187,26 +141,26 @@ def test_weights_that_do_not_fit_are_refused_by_name(change, message, tmp_path):
     their_gpt2().save_pretrained(tmp_path)
     change_weights(tmp_path, change)
     with pytest.raises(ValueError, match=message):
-        import_gpt2(tmp_path)
+        import_gpt(tmp_path)
 
 
 def test_an_equal_readout_is_accepted_and_dropped(tmp_path):
     theirs = their_gpt2()
     theirs.save_pretrained(tmp_path)
     change_weights(tmp_path, lambda w: w.update({"lm_head.weight": w["transformer.wte.weight"].clone()}))
-    assert "lm_head.weight" not in import_gpt2(tmp_path)[1]
+    assert "lm_head.weight" not in import_gpt(tmp_path)[1]
     assert_same_logits(imported(tmp_path), theirs)
 
 
 @pytest.mark.parametrize(
     "setting",
     [
-        {"activation_function": "gelu"},
+        {"activation_function": "relu"},
         {"scale_attn_by_inverse_layer_idx": True},
         {"scale_attn_weights": False},
         {"layer_norm_epsilon": 1e-6},
         {"add_cross_attention": True},
-        {"model_type": "llama"},
+        {"model_type": "bloom"},
     ],
     ids=str,
 )
@@ -215,7 +169,7 @@ def test_models_that_our_gpt_cannot_be_are_refused_by_the_setting(setting, tmp_p
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | setting))
     with pytest.raises(ValueError, match=next(iter(setting))):
-        import_gpt2(tmp_path)
+        import_gpt(tmp_path)
 
 
 class Attack:
@@ -227,16 +181,16 @@ def test_a_malicious_pickle_is_not_run(tmp_path, capsys):
     their_gpt2().config.save_pretrained(tmp_path)
     torch.save({"wte.weight": Attack()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="pytorch_model.bin is not a file of tensors alone"):
-        import_gpt2(tmp_path)
+        import_gpt(tmp_path)
     assert capsys.readouterr().out == ""
 
 
 def test_a_folder_without_weights_says_what_it_lacks(tmp_path):
     with pytest.raises(ValueError, match="config.json"):
-        import_gpt2(tmp_path)
+        import_gpt(tmp_path)
     their_gpt2().config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"no weights; expected model\.safetensors"):
-        import_gpt2(tmp_path)
+        import_gpt(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{")
     with pytest.raises(ValueError, match="not a whole safetensors file"):
-        import_gpt2(tmp_path)
+        import_gpt(tmp_path)

@@ -90,7 +90,7 @@ def test_a_run_of_ones_own_is_trained_scored_resumed_and_generates(verb, folder,
     assert main(["generate", "--run=run", "--model.block=mine.MyBlock", "--prompt=the ", "--max_new_tokens=4"]) == 0
     assert capfd.readouterr().out.startswith("the ")
     assert main(["export", "--run=run", "--output=out"]) == 2
-    assert "GPT-2 has no block mine.MyBlock" in capfd.readouterr().err and not Path("out").exists()
+    assert "no Hugging Face family has the block mine.MyBlock" in capfd.readouterr().err and not Path("out").exists()
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def test_a_block_of_ones_own_from_yaml_is_trained_resumed_and_generates(folder, 
     generate = ["generate", "--run=run", "--prompt=the ", "--max_new_tokens=4"]
     assert_refused(generate, capfd, "trained with block mine.MyBlock; repeat --model.block mine.MyBlock")
     assert_refused([*generate, "--model.block=mine.Other"], capfd, "mine.MyBlock", "here it is mine.Other")
-    assert_refused(["export", "--run=run", "--output=out"], capfd, "no block mine.MyBlock")
+    assert_refused(["export", "--run=run", "--output=out"], capfd, "has the block mine.MyBlock")
     assert_not_imported(folder)
     capfd.readouterr()
     assert main([*generate, "--model.block", "mine.MyBlock"]) == 0

@@ -29,11 +29,10 @@ def test_what_is_proposed_runs(tmp_path, monkeypatch, capsys):
         assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
 
 
-def test_a_banded_run_does_not_propose_an_export_that_would_be_refused(tmp_path, monkeypatch, capsys):
+def test_a_run_that_no_family_holds_does_not_propose_an_export_that_would_be_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text.txt")
-    banded = {"model.gpt.attention_pattern": "[dense, banded]", "model.gpt.band_width": 4}
-    gl.run([], {**TINY, **BYTES, **banded, "data.corpus": "text.txt"})
+    gl.run([], {**TINY, **BYTES, "model.gpt.positions": "none", "data.corpus": "text.txt"})
     assert [command.split()[1] for command in proposed(capsys.readouterr().out)] == ["generate"]
 
 
