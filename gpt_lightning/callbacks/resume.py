@@ -9,7 +9,7 @@ What a resumed run takes from where (tests/run/test_resume_settings.py):
     as told now            max_tokens, schedule, loss, clipping, dropout, batch, micro-batch, ramp, devices, precision;
                            optim but for its name: lr, lr_ratios, betas, eps, weight_decay, momentum
     refused when changed   gpt and block; optim.name and adjust_lr; corpus, mixture, data.seed, context_length,
-                           document_mask
+                           document_mask, fim_rate, fim_spm_rate
     without effect         seed_everything, init_std, init_from: they say how the run began
 """
 

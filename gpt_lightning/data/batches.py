@@ -15,6 +15,7 @@ from gpt_lightning.data.shards import Split
 
 Batch = TypeVar("Batch")
 Finish = Callable[[np.ndarray, np.ndarray], Batch]  # (tokens, targets) -> what the trainer wants
+Rearrange = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (rows, their sample numbers) -> rows of the same shape
 
 
 class BatchShape(NamedTuple):
@@ -60,13 +61,20 @@ class TrainBatches(Generic[Batch]):
     """Endless batches of one rank.
 
     `start` tells, when an iteration begins, how many samples all ranks have consumed; `finish` makes a batch of
-    `(tokens, targets)`, int64 [micro_batch_size, context_length] each.
+    `(tokens, targets)`, int64 [micro_batch_size, context_length] each; `rearrange`, if any, changes rows before that.
     """
 
     def __init__(
-        self, order: Order, splits: list[Split], shape: BatchShape, start: Callable[[], int], finish: Finish[Batch]
+        self,
+        order: Order,
+        splits: list[Split],
+        shape: BatchShape,
+        start: Callable[[], int],
+        finish: Finish[Batch],
+        rearrange: Rearrange | None = None,
     ) -> None:
-        self._order, self._splits, self._shape, self._start, self._finish = order, splits, shape, start, finish
+        self._order, self._splits, self._shape = order, splits, shape
+        self._start, self._finish, self._rearrange = start, finish, rearrange
 
     def __iter__(self) -> Iterator[Batch]:
         shape, consumed = self._shape, self._start()
@@ -75,6 +83,8 @@ class TrainBatches(Generic[Batch]):
             corpus_ids, windows = self._order.samples(consumed, count)
             mine = slice(shape.rank, None, shape.world_size)
             rows = self._rows(corpus_ids[mine], windows[mine])
+            if self._rearrange is not None:
+                rows = self._rearrange(rows, np.arange(consumed, consumed + count)[mine])
             yield self._finish(rows[:, :-1], rows[:, 1:])
             consumed += count
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from gpt_lightning.data.batches import BatchShape, FixedBatches, TrainBatches, accumulation, document_positions
 from gpt_lightning.data.characters import AnyTokenizer
 from gpt_lightning.data.corpus import Corpus
+from gpt_lightning.data.fim import FillInTheMiddle
 from gpt_lightning.data.mixture import (
     BATCH_TOKENS,
     CONTEXT_LENGTH,
@@ -46,6 +47,9 @@ class CorpusDataModule(LightningDataModule):
         batch_tokens: tokens per optimizer step, over all devices; accumulation follows from it.
         seed: selects the sample order.
         document_mask: a token sees its own document only, and positions restart at each; needs a separator id.
+        fim_rate: share of the documents in a training row that are rearranged for filling in the middle (data/fim.py);
+            needs prepare.fim. Validation text stays as it is.
+        fim_spm_rate: share of those that are written suffix first (SPM).
         prepare: how raw text becomes a corpus.
         corpora_dir: folder for corpora prepared on first use.
     """
@@ -58,6 +62,8 @@ class CorpusDataModule(LightningDataModule):
         batch_tokens: int = BATCH_TOKENS,
         seed: int = 0,
         document_mask: bool = False,
+        fim_rate: float = 0.0,
+        fim_spm_rate: float = 0.5,
         prepare: PrepareConfig = PrepareConfig(),  # noqa: B008 (frozen)
         corpora_dir: str = CORPORA_DIR,
     ) -> None:
@@ -65,10 +71,13 @@ class CorpusDataModule(LightningDataModule):
         for name, value in (("context_length", context_length), ("micro_batch_size", micro_batch_size)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1")
+        for name, share in (("fim_rate", fim_rate), ("fim_spm_rate", fim_spm_rate)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share}; expected a share from 0 to 1")
         self.mixture = as_mixture(corpus)
         self.context_length, self.micro_batch_size, self.batch_tokens = context_length, micro_batch_size, batch_tokens
         self.seed, self.prepare_config, self.corpora_dir = seed, prepare, corpora_dir
-        self.document_mask = document_mask
+        self.document_mask, self.fim_rate, self.fim_spm_rate = document_mask, fim_rate, fim_spm_rate
         self.samples_consumed = 0
         self._corpora: list[Corpus] = []
 
@@ -147,11 +156,12 @@ class CorpusDataModule(LightningDataModule):
             )
         if stage in (None, "fit"):
             self.order()
+            self._rearrange()
         self.fixed_split("val")
 
     def train_dataloader(self) -> TrainBatches[TensorBatch]:
-        splits = [corpus.split("train") for corpus in self.corpora]
-        return TrainBatches(self.order(), splits, self._shape(), lambda: self.samples_consumed, self._to_batch)
+        splits, start = [corpus.split("train") for corpus in self.corpora], lambda: self.samples_consumed
+        return TrainBatches(self.order(), splits, self._shape(), start, self._to_batch, self._rearrange())
 
     def val_dataloader(self) -> FixedBatches[TensorBatch]:
         return FixedBatches(self.fixed_split("val"), self._shape(), self._to_batch)
@@ -161,6 +171,11 @@ class CorpusDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> FixedBatches[TensorBatch]:
         return self.val_dataloader()
+
+    def _rearrange(self) -> FillInTheMiddle | None:
+        if not self.fim_rate:
+            return None
+        return FillInTheMiddle(self.tokenizer, self.seed, self.fim_rate, self.fim_spm_rate)
 
     def _shape(self) -> BatchShape:
         return BatchShape(self.micro_batch_size, self.context_length, *self.replica)
@@ -194,6 +209,8 @@ class CorpusDataModule(LightningDataModule):
             "corpus": self.identity,
             "weights": list(self.mixture.values()),
             "document_mask": self.document_mask,
+            "fim_rate": self.fim_rate,
+            "fim_spm_rate": self.fim_spm_rate if self.fim_rate else 0.0,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -203,7 +220,7 @@ class CorpusDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken. Raises ValueError if the samples would not be the same ones."""
         for name, now in self._identity().items():
-            before = state_dict.get(name, False)  # what came later than a checkpoint was off in it
+            before = state_dict.get(name, type(now)())  # what a checkpoint is too old to know was off in it
             if before != now:
                 raise ValueError(
                     f"the checkpoint was trained with {name} {before}, this run has {now}; "

@@ -4,16 +4,31 @@ import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from gpt_lightning.files import write_text
 
+FIM_MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+
+
+class FimIds(NamedTuple):
+    """The ids of FIM_MARKERS, which only our own code writes (data/fim.py)."""
+
+    prefix: int
+    suffix: int
+    middle: int
+
 
 class StoredTokenizer:
-    """`json` is the canonical text of the file; ids that stand for no text have no bytes."""
+    """`json` is the canonical text of the file; ids that stand for no text have no bytes.
+
+    `fim_ids` is None where the tokenizer has no markers.
+    """
 
     json: str
+    fim_ids: FimIds | None = None
     _bytes: list[bytes]
 
     def save(self, path: Path | str) -> None:
@@ -26,13 +41,13 @@ class StoredTokenizer:
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
-        """int64 [vocab_size]: how many bytes of UTF-8 each id stands for; 0 for `<|endoftext|>`."""
+        """int64 [vocab_size]: how many bytes of UTF-8 each id stands for; 0 for `<|endoftext|>` and markers."""
         return np.array([len(piece) for piece in self._bytes], dtype=np.int64)
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
-        """The exact bytes behind `tokens`; `<|endoftext|>` gives none."""
+        """The exact bytes behind `tokens`; `<|endoftext|>` and markers give none."""
         return b"".join([self._bytes[i] for i in tokens])
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text behind `tokens`; bytes that are not UTF-8 become U+FFFD, `<|endoftext|>` nothing."""
+        """The text behind `tokens`; bytes that are not UTF-8 become U+FFFD, `<|endoftext|>` and markers nothing."""
         return self.decode_bytes(tokens).decode(errors="replace")

@@ -16,9 +16,10 @@ import numpy as np
 import tiktoken
 import tokenizers
 
-from gpt_lightning.data.stored_tokenizer import StoredTokenizer
+from gpt_lightning.data.stored_tokenizer import FIM_MARKERS, FimIds, StoredTokenizer
 
 EOT = "<|endoftext|>"
+SMALLEST_VOCABULARY = 257  # 256 bytes and <|endoftext|>
 LARGEST_VOCABULARY = 1_000_000  # four times the largest in use; `tokenizers` aborts the process on some 1e11
 
 # GPT-2's pre-tokenizer (Radford et al. 2019) in tiktoken's form: possessive quantifiers, the same matches, faster.
@@ -98,6 +99,8 @@ class Tokenizer(StoredTokenizer):
         self.start_id = self.eot_id  # what a text without a prompt starts from
         plain = {symbol: i for symbol, i in vocab.items() if symbol not in added and symbol != EOT}
         self.vocab_size: int = 1 + max(*added.values(), *vocab.values(), self.eot_id)
+        if all(marker in added for marker in FIM_MARKERS):
+            self.fim_ids = FimIds(*(added[marker] for marker in FIM_MARKERS))
         self._bytes = self._byte_table(plain, added)
         self._encoding, self._ids = self._build_encoding(plain, spec["model"])
         self._check_against_tokenizers(spec, sorted(plain.values()))
@@ -112,7 +115,8 @@ class Tokenizer(StoredTokenizer):
             raise ValueError(f"tokenizer entry {symbol!r} is not byte-level; expected byte-level BPE") from None
         for symbol, i in added.items():
             table[i] = symbol.encode()
-        table[self.eot_id] = b""
+        for i in (self.eot_id, *(self.fim_ids or ())):
+            table[i] = b""
         return table
 
     def _build_encoding(self, plain: dict[str, int], model: dict[str, Any]) -> tuple[tiktoken.Encoding, np.ndarray]:
@@ -179,7 +183,7 @@ class Tokenizer(StoredTokenizer):
 
         Raises ValueError below 257 (256 bytes and `<|endoftext|>` always have an id) and above LARGEST_VOCABULARY.
         """
-        if not 257 <= vocab_size <= LARGEST_VOCABULARY:
+        if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
             raise ValueError(
                 f"vocab_size is {vocab_size}; expected 257 (256 bytes and {EOT}) to {LARGEST_VOCABULARY:,}"
             )
@@ -200,6 +204,16 @@ class Tokenizer(StoredTokenizer):
         base.decoder = tokenizers.decoders.ByteLevel()
         base.add_special_tokens([tokenizers.AddedToken(EOT, special=True, normalized=False)])  # last id, as GPT-2
         return cls(base.to_str())
+
+    def with_fim_markers(self) -> "Tokenizer":
+        """The same with three ids more, those of FIM_MARKERS; itself where it has them."""
+        if self.fim_ids is not None:
+            return self
+        spec = json.loads(self.json)
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+        markers = enumerate(FIM_MARKERS, self.vocab_size)
+        spec["added_tokens"] += [{"id": i, "content": marker} | flags for i, marker in markers]
+        return Tokenizer(json.dumps(spec))
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str]]:
         return Tokenizer, (self.json,)  # spawned training processes rebuild it from its text

@@ -54,6 +54,8 @@ class Data:
     batch_tokens: int = mixture.BATCH_TOKENS
     seed: int = 0
     document_mask: bool = False
+    fim_rate: float = 0.0
+    fim_spm_rate: float = 0.5
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     corpora_dir: str = mixture.CORPORA_DIR
 

@@ -1,59 +1,25 @@
 """A trained model that writes text: the verb `generate`, and what `gpt_lightning.load` returns.
 
-Tokens are not characters: one character may be spread over several tokens, and a stop string may begin in the middle
-of one and end in another. So bytes are decoded as they become whole characters, and the end of the text is held back
-as long as it may be the beginning of a stop string; what has been printed is never taken back.
 torch is imported when a model is loaded, so that --help answers at once.
 """
 
 import argparse
-import codecs
 import contextlib
 import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
+
+from gpt_lightning.serve.decoder import TextDecoder
 
 if TYPE_CHECKING:
     from gpt_lightning.data.characters import AnyTokenizer
     from gpt_lightning.model.gpt import GPT
     from gpt_lightning.model.own_block import MakeBlock
     from gpt_lightning.model.sampling import SamplingConfig
-
-
-class TextDecoder:
-    """Bytes of tokens in, whole characters out, up to the first stop string."""
-
-    def __init__(self, stop: Sequence[str] = ()):
-        if isinstance(stop, str) or not all(stop):
-            raise ValueError(f"stop {stop!r}: expected a list of strings that are not empty")
-        self.stop = tuple(stop)
-        self.stopped = False
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""  # may be the beginning of a stop string
-
-    def push(self, data: bytes, final: bool = False) -> str:
-        """The text that `data` makes certain; with `final`, all that is left."""
-        if self.stopped:
-            return ""
-        text = self._held + self._utf8.decode(data, final)
-        # The stop string that is complete first, however the text came in pieces.
-        found = [(text.index(stop) + len(stop), text.index(stop)) for stop in self.stop if stop in text]
-        if found:
-            self.stopped = True
-            return text[: min(found)[1]]
-        n_held = 0 if final else self._n_held(text)
-        self._held = text[len(text) - n_held :]
-        return text[: len(text) - n_held]
-
-    def _n_held(self, text: str) -> int:
-        longest = max(map(len, self.stop), default=1) - 1
-        for n in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-n:]) for stop in self.stop):
-                return n
-        return 0
 
 
 class TextGenerator:
@@ -68,35 +34,55 @@ class TextGenerator:
         self.gpt, self.tokenizer = gpt, tokenizer
 
     @overload
-    def generate(self, prompts: str = "", stop: Sequence[str] = (), **sampling: Any) -> str: ...
+    def generate(
+        self, prompts: str = "", stop: Sequence[str] = (), suffix: str | None = None, **sampling: Any
+    ) -> str: ...
     @overload
-    def generate(self, prompts: list[str], stop: Sequence[str] = (), **sampling: Any) -> list[str]: ...
-    def generate(self, prompts: str | list[str] = "", stop: Sequence[str] = (), **sampling: Any) -> str | list[str]:
+    def generate(
+        self, prompts: list[str], stop: Sequence[str] = (), suffix: str | None = None, **sampling: Any
+    ) -> list[str]: ...
+    def generate(
+        self, prompts: str | list[str] = "", stop: Sequence[str] = (), suffix: str | None = None, **sampling: Any
+    ) -> str | list[str]:
         """What the model writes after each prompt, without it; several prompts are one batch.
 
-        `stop`: strings before which the text ends. `sampling`: the fields of SamplingConfig, such as max_new_tokens,
-        temperature, top_k, top_p, seed. An empty prompt is the start of a document. Raises ValueError.
+        `stop`: strings before which the text ends. `suffix`: what is to follow, for a model trained with data.fim_rate;
+        then what is written stands between the two, and ends at the latest with the context. `sampling`: the fields of
+        SamplingConfig, such as max_new_tokens, temperature, top_k, top_p, seed. An empty prompt is the start of a
+        document. Raises ValueError.
         """
         texts = [prompts] if isinstance(prompts, str) else prompts
         written = [""] * len(texts)
-        for pieces in self._pieces(texts, sampling_config(**sampling), stop):
+        for pieces in self._pieces(texts, sampling_config(**sampling), stop, suffix):
             written = [text + piece for text, piece in zip(written, pieces, strict=True)]
         return written[0] if isinstance(prompts, str) else written
 
     def stream(
-        self, prompt: str = "", config: "SamplingConfig | None" = None, stop: Sequence[str] = ()
+        self,
+        prompt: str = "",
+        config: "SamplingConfig | None" = None,
+        stop: Sequence[str] = (),
+        suffix: str | None = None,
     ) -> Iterator[str]:
         """The same text piece by piece, as soon as it is certain; every piece is whole characters."""
-        for (piece,) in self._pieces([prompt], config or sampling_config(), stop):
+        for (piece,) in self._pieces([prompt], config or sampling_config(), stop, suffix):
             if piece:
                 yield piece
 
-    def _pieces(self, prompts: list[str], config: "SamplingConfig", stop: Sequence[str]) -> Iterator[list[str]]:
+    def _pieces(
+        self, prompts: list[str], config: "SamplingConfig", stop: Sequence[str], suffix: str | None
+    ) -> Iterator[list[str]]:
+        from gpt_lightning.data.fim import infilling_prompt
         from gpt_lightning.model.sampling import generate_tokens
 
         eot_id = self.tokenizer.eot_id
         decoders = [TextDecoder(stop) for _ in prompts]
-        tokens = [self.tokenizer.encode(prompt) or [self.tokenizer.start_id] for prompt in prompts]
+        if suffix is None:
+            tokens = [self.tokenizer.encode(prompt) or [self.tokenizer.start_id] for prompt in prompts]
+        else:
+            tokens = [infilling_prompt(self.tokenizer, prompt, suffix) for prompt in prompts]
+            room = self.gpt.config.context_length + 1 - max(map(len, tokens), default=0)  # a sliding window loses it
+            config = replace(config, max_new_tokens=max(0, min(config.max_new_tokens, room)))
         with contextlib.closing(generate_tokens(self.gpt, tokens, config, eot_id)) as steps:  # type: ignore[type-var]
             for step in steps:
                 yield [d.push(self._bytes(token)) for d, token in zip(decoders, step, strict=True)]
@@ -176,6 +162,7 @@ def _parser(about: str) -> _Parser:
     )
     add("--model.block", dest="block", metavar="PATH", help="the run's own block, as mine.MyBlock, when it has one")
     add("--prompt", action="append", metavar="TEXT", help="repeatable; without it, the start of a document")
+    add("--suffix", metavar="TEXT", help="what is to follow; writes what stands between (a run with data.fim_rate)")
     add("--stop", action="append", metavar="TEXT", help="end before this text; repeatable")
     add("--max_new_tokens", type=int, metavar="N", help="tokens to write per prompt (default: 200)")
     add("--temperature", type=float, metavar="X", help="divides the logits; 0 is greedy (default: 0.8)")
@@ -191,11 +178,12 @@ def main(argv: list[str], about: str = "") -> int:
     """The verb `generate`."""
     options = vars(_parser(about).parse_args(argv))
     prompts, stop = ([_utf8(text) for text in options.pop(name, [])] for name in ("prompt", "stop"))
+    suffix = _utf8(options.pop("suffix")) if "suffix" in options else None
     if options.pop("greedy", False):
         options["temperature"] = 0.0
     source: dict[str, Any] = {name: options.pop(name) for name in ("path", "block", "weights") if name in options}
     try:
-        _write(source, prompts or [""], stop, options)
+        _write(source, prompts or [""], stop, suffix, options)
     except BrokenPipeError:  # the reader has seen enough, as in `generate | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -218,19 +206,25 @@ def _utf8(text: str) -> str:
     return text
 
 
-def _write(source: dict[str, Any], prompts: list[str], stop: list[str], sampling: dict[str, Any]) -> None:
+def _write(
+    source: dict[str, Any], prompts: list[str], stop: list[str], suffix: str | None, sampling: dict[str, Any]
+) -> None:
+    """Print each prompt and what follows; with a suffix, only what stands between."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     config = sampling_config(**sampling)
     TextDecoder(stop)  # raises ValueError before the model is loaded
     generator = load(**source)
+    shown = prompts if suffix is None else [""] * len(prompts)
     if len(prompts) > 1:
-        for i, (prompt, text) in enumerate(zip(prompts, generator.generate(prompts, stop, **sampling), strict=True)):
+        for i, (prompt, text) in enumerate(
+            zip(shown, generator.generate(prompts, stop, suffix, **sampling), strict=True)
+        ):
             print(f"=== prompt {i + 1} of {len(prompts)} ===\n{prompt}{text}\n", flush=True)
         return
-    pieces = generator.stream(prompts[0], config, stop)
+    pieces = generator.stream(prompts[0], config, stop, suffix)
     first = next(pieces, "")  # raises ValueError before anything is printed
-    print(prompts[0] + first, end="", flush=True)
+    print(shown[0] + first, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print(flush=True)

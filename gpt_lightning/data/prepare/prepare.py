@@ -25,7 +25,8 @@ from gpt_lightning.data.prepare import near_copies
 from gpt_lightning.data.prepare.encode import Splitter, encode_splits, n_cores, train_tokenizer
 from gpt_lightning.data.prepare.sources import Source, open_source
 from gpt_lightning.data.prepare.writer import SplitWriter, locked, token_dtype, write_manifest
-from gpt_lightning.data.tokenizer import Tokenizer
+from gpt_lightning.data.stored_tokenizer import FIM_MARKERS
+from gpt_lightning.data.tokenizer import SMALLEST_VOCABULARY, Tokenizer
 from gpt_lightning.files import new_folder
 from gpt_lightning.terminal import progress
 
@@ -40,6 +41,8 @@ class PrepareConfig:
     """Ids to train the tokenizer for, `<|endoftext|>` included; 257 to 1,000,000."""
     tokenizer: str | None = None
     """Use this tokenizer.json, or "bytes" for one id per byte, instead of training one."""
+    fim: bool = False
+    """Give the tokenizer the markers for data.fim_rate: within vocab_size, or on top of the ids of `tokenizer`."""
     tokenizer_sample_bytes: int = 50_000_000
     """Bytes of text, spread over the training documents, that the tokenizer is trained on."""
     val_fraction: float = 0.01
@@ -70,18 +73,31 @@ class PrepareConfig:
             raise ValueError(f"near_copy_overlap is {self.near_copy_overlap}; expected a share above 0, such as 0.2")
         if self.shard_tokens < 1 or self.tokenizer_sample_bytes < 1 or (self.n_threads or 1) < 1:
             raise ValueError("shard_tokens, tokenizer_sample_bytes and n_threads must be at least 1")
+        if self.fim and self.tokenizer is None and self.vocab_size < SMALLEST_VOCABULARY + len(FIM_MARKERS):
+            raise ValueError(
+                f"vocab_size is {self.vocab_size}; with fim expected 260 (256 bytes and four markers) or more"
+            )
 
 
 def _fixed_tokenizer(config: PrepareConfig) -> Tokenizer | None:
     if config.tokenizer is None:
         return None
-    return Tokenizer.from_file(config.tokenizer)
+    tokenizer = Tokenizer.from_file(config.tokenizer)
+    return tokenizer.with_fim_markers() if config.fim else tokenizer
+
+
+def _trained_tokenizer(source: Source, splitter: Splitter, config: PrepareConfig) -> Tokenizer:
+    n_markers = len(FIM_MARKERS) if config.fim else 0
+    tokenizer = train_tokenizer(source, splitter, config.vocab_size - n_markers, config.tokenizer_sample_bytes)
+    return tokenizer.with_fim_markers() if config.fim else tokenizer
 
 
 def _identity(source: Source, config: PrepareConfig, tokenizer: Tokenizer | None) -> dict[str, object]:
     """Everything that decides the bytes of the corpus, and nothing that does not."""
     identity = asdict(config) | {"source": source.name, "source_identity": source.identity}
     del identity["n_threads"]
+    if not config.fim:
+        del identity["fim"]  # as it was before there was a choice
     if tokenizer is not None:
         identity |= {"tokenizer": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
         del identity["tokenizer_sample_bytes"]
@@ -161,7 +177,7 @@ def prepare(source: str, output: Path | str, config: PrepareConfig) -> Corpus:
         started = time.perf_counter()
         with new_folder(output) as folder:
             splitter = Splitter(opened, config.val_fraction, config.test_fraction)
-            tokenizer = tokenizer or train_tokenizer(opened, splitter, config.vocab_size, config.tokenizer_sample_bytes)
+            tokenizer = tokenizer or _trained_tokenizer(opened, splitter, config)
             manifest = _write_splits(folder, opened, tokenizer, splitter, config)
             tokenizer.save(folder / "tokenizer.json")
             manifest |= {"dtype": token_dtype(tokenizer.vocab_size).name}
