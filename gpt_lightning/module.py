@@ -75,7 +75,7 @@ class GPTModule(LightningModule):
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self.skipped_steps: Tensor | None = None  # in a row, for gradients that were not finite
         self.token_bytes: Tensor | None = None  # (V,) bytes of text per token, where there is a tokenizer
-        self.total_nats, self.total_tokens, self.total_bytes = SumMetric(), SumMetric(), SumMetric()
+        self.total_nats, self.total_tokens, self.total_bytes = (SumMetric("disable") for _ in range(3))  # keep NaN
 
     def configure_model(self) -> None:
         if self.gpt is not None:

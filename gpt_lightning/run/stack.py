@@ -60,14 +60,12 @@ class Stack:
 
     def with_(self, options: Mapping[str, Any]) -> "Stack":
         """The stack with `options`, values by dotted name, laid over it. Raises ValueError where they do not fit."""
-        nested: dict[str, Any] = {}
-        for name, value in options.items():
-            *parents, last = name.split(".")
-            inner = nested
-            for parent in parents:
-                inner = inner.setdefault(parent, {})
-            inner[last] = value
-        stack = replace(self, config=_parse(lambda: self.parser.parse_object(nested, self.config.clone()), self.parser))
+        return self.over(nested(options))
+
+    def over(self, overlay: Mapping[str, Any]) -> "Stack":
+        """The stack with nested settings, as a YAML overlay has them, laid over it. Raises ValueError as `with_`."""
+        config = _parse(lambda: self.parser.parse_object(dict(overlay), self.config.clone()), self.parser)
+        stack = replace(self, config=config)
         stack.check()
         return stack
 
@@ -160,6 +158,18 @@ def read_stack(
 def plain(namespace: Any) -> dict[str, Any]:
     """A group's settings by name; jsonargparse also keeps which file they came from."""
     return {name: value for name, value in namespace.as_dict().items() if name != "__path__"}
+
+
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by dotted name as nested keys."""
+    settings: dict[str, Any] = {}
+    for name, value in options.items():
+        *parents, last = name.split(".")
+        inner = settings
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return settings
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

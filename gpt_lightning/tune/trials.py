@@ -5,12 +5,14 @@ logger, samples and checkpoints, and it writes nothing. Its warm-up, decay and b
 is, so that every trial has a whole schedule: stopping a long run early would favour small learning rates.
 """
 
+import contextlib
 import gc
 import importlib
 import platform
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,6 @@ from gpt_lightning.run.build import Run, build
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import quiet
 
-WITHOUT_EFFECT = (  # on trials
-    *("samples", "val_interval_tokens", "gradient_noise", "run_dir", "if_exists", "ckpt_path"),
-    *("trainer.logger", "trainer.log_every_n_steps", "trainer.enable_progress_bar"),
-)
 WRITERS = (Checkpoint, LearningRateMonitor, ProgressBar)
 BARE: dict[str, Any] = {
     "trainer.devices": 1,
@@ -42,6 +40,10 @@ BARE: dict[str, Any] = {
     "trainer.enable_progress_bar": False,
     "gradient_noise.interval_steps": 0,
 }
+WITHOUT_EFFECT = (  # on trials
+    *("samples", "val_interval_tokens", "gradient_noise", "run_dir", "if_exists", "ckpt_path"),
+    *("trainer.log_every_n_steps", *(name for name in BARE if name.startswith("trainer."))),
+)
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,19 @@ class Trial:
 
 def identity(stack: Stack, settings: Any) -> dict[str, Any]:
     """What decides the result of a verb that trains: stack, corpora and options, but not where results go."""
+    options = {key: value for key, value in asdict(settings).items() if key not in ("dir", "if_exists")}
+    return {**options, **run_identity(stack)}
+
+
+def run_identity(stack: Stack) -> dict[str, Any]:
+    """What decides the result of a trial of this stack: its settings, corpora and the machine."""
     kept = stack.to_dict()
     for name in WITHOUT_EFFECT:
         group, _, key = name.rpartition(".")
         (kept[group] if group else kept).pop(key, None)
     corpora = open_mixture(as_mixture(stack["data.corpus"]), stack.settings("data.prepare"), stack["data.corpora_dir"])
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
-    options = {key: value for key, value in asdict(settings).items() if key not in ("dir", "if_exists")}
-    return {"stack": kept, **options, "corpora": [corpus.identity for corpus in corpora], "machine": machine}
+    return {"stack": kept, "corpora": [corpus.identity for corpus in corpora], "machine": machine}
 
 
 def trial_stack(stack: Stack, options: Mapping[str, Any], seed: int = 0) -> Stack:
@@ -106,15 +113,41 @@ def train(
     gc.collect()  # Lightning's objects refer to each other in circles: without this, old models pile up
     with quiet():
         run = build(short, [*callbacks, curve])
-        try:
+        with _stopping(run.trainer):
             run.trainer.fit(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as stop:  # Lightning's way out of a signal, with code 0 or 1
-            raise stopped(stop) from None
-        if run.trainer.received_sigterm:  # after the last batch, where Lightning no longer looks
-            raise stopped(SIGTERMException())
     scores = run.trainer.callback_metrics
     val_loss = float("inf") if curve.diverged else float(scores.get("val/loss", float("nan")))
     return Trial(curve.losses, val_loss, run.module.tokens_seen, run)
+
+
+def score(run: Run, tokens: int, micro_batch_size: int) -> dict[str, float]:
+    """val/loss and, with a tokenizer, val/bits_per_byte of a trial on the first `tokens` of the validation split.
+
+    micro_batch_size: sequences per forward; of `tokens` so many are read as fill whole batches.
+    """
+    run.data.micro_batch_size = micro_batch_size
+    run.trainer.limit_val_batches = -(-tokens // micro_step_tokens(micro_batch_size, run.data.context_length))
+    with quiet(), _stopping(run.trainer):
+        run.trainer.validate(run.module, run.data, verbose=False)
+    return {key: value.item() for key, value in run.trainer.callback_metrics.items()}
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when all that the device was told is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@contextlib.contextmanager
+def _stopping(trainer: Trainer) -> Iterator[None]:
+    """A signal ends the verb, not the trial alone."""
+    try:
+        yield
+    except SystemExit as stop:  # Lightning's way out of a signal, with code 0 or 1
+        raise stopped(stop) from None
+    if trainer.received_sigterm:  # after the last batch, where Lightning no longer looks
+        raise stopped(SIGTERMException())
 
 
 def stopped(stop: SystemExit) -> SystemExit:

@@ -51,12 +51,20 @@ class Result(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What a verb measures with: the stack, its own settings, the folder that keeps measurements, a bar."""
+    """What a verb measures with: the stack, its own settings, the folder that keeps measurements, a bar.
+
+    part: what this is a part of, when one verb uses another; its measurements are kept apart by that name.
+    """
 
     stack: Stack
     settings: Any
     folder: TuneFolder
     progress: Progress
+    part: str = ""
+
+    def measured(self, key: str, measure: Callable[[], Any]) -> Any:
+        """What the folder holds under `key`, measured now where it holds nothing."""
+        return self.folder.measured(f"{self.part} {key}".strip(), measure)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Trials: whole schedules of the same stack, which leave nothing behind, and stop well when told to."""
 
+import math
 import os
 import signal
 import subprocess
@@ -9,12 +10,14 @@ import weakref
 from functools import partial
 
 import pytest
+import torch
+from lightning.pytorch import Callback
 
 from gpt_lightning.report.metrics_csv import read_metrics
 from gpt_lightning.run.build import build
 from gpt_lightning.run.fit import run
 from gpt_lightning.run.stack import Stack, read_stack
-from gpt_lightning.tune.trials import train, trial_stack
+from gpt_lightning.tune.trials import score, train, trial_stack
 from tests.fixtures import arguments, environment
 
 OPTIONS = {"data.corpus": "text.txt", "max_tokens": 1024, "val_interval_tokens": 1024, "model.gpt.dropout": 0.0}
@@ -73,6 +76,27 @@ def test_models_of_earlier_trials_do_not_pile_up(folder):
 def test_a_run_whose_loss_is_no_longer_finite_ends_at_once(folder):
     trial = train(stack(), {"model.optim.lr": 1e30, "trainer.gradient_clip_val": None})
     assert trial.val_loss == float("inf") and trial.tokens < 1024
+
+
+class OneBatchIsNaN(Callback):
+    """As of a validation text on which the model overflows once."""
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == 0:
+            pl_module.total_nats.update(torch.tensor(float("nan")))
+
+
+def test_a_validation_loss_with_one_number_missing_is_missing_and_not_the_mean_of_the_others(folder):
+    trial = train(stack(), {"max_tokens": 64}, val_tokens=10**9, callbacks=[OneBatchIsNaN()])
+    assert math.isnan(trial.val_loss)
+
+
+def test_a_trial_is_scored_on_as_much_text_as_asked_for_whatever_its_micro_batch(folder):
+    trial = train(stack(), {"max_tokens": 128}, val_tokens=10**9)
+    whole = score(trial.run, 10**9, 2)
+    assert whole["val/loss"] == pytest.approx(trial.val_loss, rel=1e-6)
+    parts = [score(trial.run, 96, micro_batch_size)["val/loss"] for micro_batch_size in (1, 2, 3)]
+    assert parts == pytest.approx([parts[0]] * 3, rel=1e-6) and parts[0] != pytest.approx(whole["val/loss"], rel=1e-4)
 
 
 def test_resuming_with_another_optimizer_is_refused(folder, capsys):

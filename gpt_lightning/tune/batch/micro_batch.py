@@ -6,7 +6,6 @@ micro-step and the optimizer's part of a step are timed apart.
 """
 
 import resource
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from gpt_lightning.callbacks.steps import ends_step
 from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.run.stack import Stack
-from gpt_lightning.tune.trials import train
+from gpt_lightning.tune.trials import now, train
 
 ACCUMULATION = 3
 STEPS = 4
@@ -49,10 +48,10 @@ class StepTimes(Callback):
         self._started = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self._started = _now(pl_module.device)
+        self._started = now(pl_module.device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        seconds = _now(pl_module.device) - self._started
+        seconds = now(pl_module.device) - self._started
         (self.updating if ends_step(trainer, batch_idx) else self.plain).append(seconds)
 
 
@@ -118,9 +117,3 @@ def memory_limit(accelerator: str) -> int | None:
         return 2**33
     fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
     return int(fields["MemAvailable"].split()[0]) * 1024
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import say
 from gpt_lightning.tune.lr.halving import search
 from gpt_lightning.tune.lr.range_test import RaiseLearningRate, RangeTest
@@ -48,7 +49,7 @@ class Trials:
     """Trains what the search asks for, or takes it from the folder; counts tokens and moves the bar."""
 
     def __init__(self, job: Job, tokens: int):
-        self.stack, self.folder, self.tokens = job.stack, job.folder, tokens
+        self.stack, self.measured, self.tokens = job.stack, job.measured, tokens
         self.val_tokens = job.settings.val_tokens
         self.spent = 0
         self.progress = job.progress
@@ -70,7 +71,7 @@ class Trials:
             train(self.stack, options, seed, callbacks=[ramp])
             return {**asdict(ramp.result()), "tokens": len(ramp.losses) * batch_tokens}
 
-        measured = self.folder.measured(f"range test seed {seed}", measure)
+        measured = self.measured(f"range test seed {seed}", measure)
         self._advance(measured["tokens"])
         return RangeTest(measured["lrs"], measured["losses"])
 
@@ -84,7 +85,7 @@ class Trials:
         self.progress.update(self._bar, description=f"lr {lr:.1e}, {tokens:,} tokens")
         if tokens > self.tokens:
             self.progress.update(self._bar, total=COST_LONGER * self.tokens)
-        measured = self.folder.measured(f"lr {lr:.6e} tokens {tokens} seed {seed}", measure)
+        measured = self.measured(f"lr {lr:.6e} tokens {tokens} seed {seed}", measure)
         self._advance(measured["tokens"])
         return math.inf if measured["loss"] is None else measured["loss"]
 
@@ -93,11 +94,16 @@ class Trials:
         self.progress.advance(self._bar, tokens)
 
 
+def default_tokens(stack: Stack) -> int:
+    """Length of the trials of round 3 where none is given."""
+    return max(stack["max_tokens"] // 80, DEFAULT_STEPS * stack["data.batch_tokens"])
+
+
 def tune_learning_rate(job: Job) -> LearningRateResult:
     """Run or resume the search. Raises ValueError for trials too short to tell anything."""
     settings, stack = job.settings, job.stack
     batch_tokens, max_tokens = stack["data.batch_tokens"], stack["max_tokens"]
-    tokens = settings.tokens or max(max_tokens // 80, DEFAULT_STEPS * batch_tokens)
+    tokens = settings.tokens or default_tokens(stack)
     if tokens < LEAST_STEPS * batch_tokens:
         raise ValueError(
             f"tune.tokens {tokens}: a trial needs at least {LEAST_STEPS} steps of {batch_tokens} tokens; "

@@ -7,7 +7,6 @@ corpus and takes a few seconds. Exit code 1 when a check fails.
 """
 
 import hashlib
-import inspect
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from gpt_lightning.model.loss import CrossEntropy, Loss
 from gpt_lightning.model.own_block import MakeBlock
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.run.stack import Stack
+from gpt_lightning.tune.code import class_files
 from gpt_lightning.tune.results import IfExists
 from gpt_lightning.tune.verb import Job, Verb
 from gpt_lightning.tune.verify.checks import VerifyResult, judge, measurements
@@ -85,8 +85,7 @@ def code_digest(block: MakeBlock, gpt: GPTConfig, loss: Loss = CrossEntropy()) -
     package = here.parents[1]
     files |= {*(package / "model").glob("*.py"), *(package / "optim").glob("*.py")}
     model = Miniature.of(gpt, block, n_heads=1, n_layers=1).build(0)
-    for layer in {type(module) for module in (*model.modules(), *loss.modules())}:
-        files |= {Path(file) for base in layer.__mro__ if base is not object and (file := inspect.getsourcefile(base))}
+    files |= class_files([*model.modules(), *loss.modules()])
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
 
 

@@ -1,0 +1,116 @@
+"""The arms of a comparison: overlays by name over the common stack, which itself is the arm `baseline`."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt_lightning.model.gpt import GPT, Block
+from gpt_lightning.run.build import check
+from gpt_lightning.run.spelling import load_counts
+from gpt_lightning.run.stack import NO_SETTINGS, Stack, flatten, nested
+from gpt_lightning.tune.code import training_digest
+from gpt_lightning.tune.trials import run_identity
+
+BASELINE = "baseline"
+EXPECTED = "expected a YAML file, a list of them, or settings such as {model: {optim: {lr: 1e-3}}}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A named overlay, and the stack with it on top."""
+
+    name: str
+    overlay: dict[str, Any]
+    stack: Stack = field(repr=False)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the results of its runs, but for their seeds and length: settings, corpora, machine, code."""
+        with torch.device("meta"):
+            model = GPT(self.stack.settings("model.gpt"), self.stack.own_block() or Block)
+        return {**run_identity(self.stack), "code": training_digest(model, self.stack.loss())}
+
+    @property
+    def digest(self) -> str:
+        return digest(self.identity)
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """A short name of JSON values."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_arms(stack: Stack, given: Mapping[str, Any]) -> list[Arm]:
+    """The baseline and the arms that were given, checked. Raises ValueError naming the arm and what is wrong."""
+    if not set(given) - {BASELINE}:
+        raise ValueError(
+            "tune.arms has no arm to compare with the baseline; give names and overlays, as "
+            "--tune.arms '{muon: configs/optim/muon.yaml, small_lr: {model: {optim: {lr: 1e-3}}}}'"
+        )
+    return [_read(stack, name, overlay) for name, overlay in {BASELINE: {}, **given}.items()]
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Errors that a user can mend say which arm they are of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"arm {name}: {error}") from error
+    except torch.cuda.OutOfMemoryError as error:
+        raise ValueError(f"arm {name}: does not fit the GPU's memory; lower its data.micro_batch_size") from error
+
+
+def _read(stack: Stack, name: str, overlay: Any) -> Arm:
+    with naming(name):
+        layers = [_layer(part) for part in (overlay if isinstance(overlay, list) else [overlay])]
+        for layer in layers:
+            _refuse_without_effect(stack, layer)
+            stack = stack.over(layer)
+        check(stack)
+        arm = Arm(name, reduce(merged, layers, {}), stack)
+        _ = arm.identity  # its files are there, and its model can be made
+        return arm
+
+
+def _layer(part: Any) -> dict[str, Any]:
+    """The nested settings of a file, of a mapping, or of nothing."""
+    if isinstance(part, str):
+        if not Path(part).is_file():
+            raise ValueError(f"no file {part!r}; {EXPECTED}")
+        part = load_counts(Path(part).read_text(encoding="utf-8")) or {}
+    if not isinstance(part, dict) or not all(isinstance(key, str) for key in part):
+        raise ValueError(f"{part!r}: {EXPECTED}")
+    return reduce(merged, (nested({key: value}) for key, value in part.items()), {})
+
+
+def _refuse_without_effect(stack: Stack, layer: dict[str, Any]) -> None:
+    """Raise ValueError for a key that the stack would take and not use."""
+    links: Any = next(group for group in stack.parser._action_groups if group.title == "Linked arguments")
+    linked = {action.target[0]: action.source[0][0] for action in links._group_actions}
+    known = {action.dest.split(".")[0] for action in stack.parser._actions}
+    for key, value in layer.items():
+        if key not in known or key in NO_SETTINGS:
+            raise ValueError(f"{key} is no setting of a run")
+        if not isinstance(value, dict) and isinstance(stack[key], type(stack["model"])):
+            raise ValueError(f"{key} is {value!r}; expected a mapping of its settings")
+    for key in flatten(layer):
+        if key in linked:
+            raise ValueError(f"{key} follows from {linked[key]}; set that")
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings, the later ones on top; a class is replaced with its arguments."""
+    both = dict(below)
+    for key, value in above.items():
+        old = both.get(key)
+        mix = isinstance(old, dict) and isinstance(value, dict) and "class_path" not in value
+        both[key] = merged(old, value) if mix and isinstance(old, dict) else value
+    return both

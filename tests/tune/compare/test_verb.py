@@ -1,0 +1,126 @@
+"""The verb `tune compare` on a tiny stack: what it trains, keeps, refuses and says."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+import gpt_lightning as gl
+import gpt_lightning.tune.compare.costs as costs
+import gpt_lightning.tune.compare.verb as verb
+from gpt_lightning.cli import main
+from gpt_lightning.tune.compare.costs import Cost
+from tests.fixtures import TINY, arguments
+
+OPTIONS = {"data.corpus": "text.txt", "max_tokens": 512, "model.gpt.dropout": 0.0}
+SMALL = {"model": {"optim": {"lr": 1e-4}}}
+WIDE = {"model": {"gpt": {"d_model": 32}}}
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[tuple[float, int, int]]:
+    """The runs that are trained from now on, as (lr, max_tokens, seed); steps are not timed but priced by width."""
+    runs = []
+    train_arm = verb.train_arm
+
+    def counting(stack, options, seed, *others):
+        runs.append((stack["model.optim.lr"], options["max_tokens"], seed))
+        return train_arm(stack, options, seed, *others)
+
+    def priced(stack) -> Cost:
+        width = stack["model.gpt.d_model"]
+        return Cost(1e-6 * width, 1000 * width, width, 10.0 * width)
+
+    monkeypatch.setattr(verb, "train_arm", counting)
+    monkeypatch.setattr(costs, "measure", priced)
+    return runs
+
+
+def tune(arms: dict, *options: str) -> int:
+    return main(["tune", "compare", *arguments(OPTIONS), f"--tune.arms={json.dumps(arms)}", *options])
+
+
+def result() -> dict:
+    return json.loads(Path("runs/compare/result.json").read_text())
+
+
+@pytest.mark.slow
+def test_an_arm_or_a_seed_more_trains_only_what_is_missing(folder, trained, capsys):
+    assert tune({"small": SMALL}, "--tune.seeds=2") == 0
+    assert trained == [(0.01, 512, 0), (1e-4, 512, 0), (0.01, 512, 1), (1e-4, 512, 1)]
+    first = result()
+    trained.clear()
+    assert tune({"small": SMALL}, "--tune.seeds=2") == 0 and trained == [] and result() == first
+    assert tune({"small": SMALL, "large": {"model.optim.lr": 0.02}}, "--tune.seeds=2") == 0
+    assert trained == [(0.02, 512, 0), (0.02, 512, 1)]
+    assert result()["arms"]["small"]["scores"] == first["arms"]["small"]["scores"]
+    trained.clear()
+    assert tune({"small": SMALL}, "--tune.seeds=3") == 0
+    assert trained == [(0.01, 512, 2), (1e-4, 512, 2)]
+    trained.clear()
+    journal = Path("runs/compare/measured.jsonl")
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:-1]))  # interrupted in the last run
+    assert tune({"small": SMALL}, "--tune.seeds=3") == 0
+    assert trained == [(1e-4, 512, 2)]
+    assert (
+        json.loads(lines[-1])["value"]["val_loss"]
+        == json.loads(journal.read_text().splitlines()[-1])["value"]["val_loss"]
+    )
+    assert tune({"small": SMALL}, "--max_tokens=256") == 2, "another stack in the same folder"
+    assert "stack.max_tokens 512 (now 256)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_its_files_and_words(folder, trained, capsys):
+    Path("small.yaml").write_text("model: {optim: {lr: 1e-4}}\nrun_dir: runs/elsewhere\n")
+    Path("arms.yaml").write_text(
+        "tune: {arms: {small: [small.yaml, {max_tokens: 256}], same: {run_dir: x}}, seeds: 3}\n"
+    )
+    assert main(["tune", "compare", *arguments(OPTIONS), "--config=arms.yaml"]) == 0
+    printed = capsys.readouterr()
+    found = result()
+    assert "arning" not in printed.err, printed.err
+    assert printed.out.splitlines()[-1] == "recommendation: keep the baseline: no arm ends lower here"
+    assert (
+        "small: higher here by " in printed.out
+        and "after 256 tokens (512 of the baseline) at 0.50 x the" in printed.out
+    )
+    assert "same: changes nothing that training uses: its runs are the baseline's" in printed.out
+    assert "same: no difference here after 512 tokens" in printed.out
+    assert len(trained) == 6 and found["unit"] == "bits per byte" and found["winner"] is None
+    assert yaml.safe_load(Path("runs/compare/tuned.yaml").read_text()) == {}
+    run = found["arms"]["baseline"]["runs"][0]
+    assert [point[0] for point in run["curve"]] == [64 * i for i in range(1, 9)]
+    assert run["curve"][0][1] > run["curve"][-1][1] and run["seconds"] > 0 and run["tokens"] == 512
+    assert run["bits_per_byte"] == pytest.approx(run["val_loss"] / math.log(2), rel=0.05)  # bytes, but for the ends
+    assert Path("runs/compare/figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_winners_overlay_is_accepted_by_fit_and_the_python_call_gives_its_numbers(folder, trained):
+    flags = {**TINY, **OPTIONS, "model.optim.lr": 1e-4, "tune.arms": {"large": {"model": {"optim": {"lr": 0.02}}}}}
+    found = gl.run([], {**flags, "tune.seeds": 3}, verb="tune compare")
+    assert found["winner"] == "large" and found["comparisons"]["large"]["kind"] == "lower"
+    assert found["comparisons"]["large"]["test"]["p"] < 0.05 and found["dir"] == "runs/compare"
+    flags = {**TINY, **OPTIONS, "run_dir": "run"}
+    del flags["model.optim.lr"]
+    gl.run(["runs/compare/tuned.yaml"], flags)
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["model"]["optim"]["lr"] == 0.02
+
+
+@pytest.mark.slow
+def test_an_arm_that_diverges_is_a_result(folder, trained, capsys):
+    boom = {"model.optim.lr": 1e30, "trainer.gradient_clip_val": None}
+    assert tune({"boom": boom, "small": SMALL}, "--tune.seeds=2") == 0
+    printed = capsys.readouterr()
+    assert "boom: no mean to compare: 2 of 2 runs diverged (loss no longer finite), 0 of the baseline" in printed.out
+    assert "small: " in printed.out and "nan" not in printed.out + printed.err
+    found = result()["arms"]["boom"]
+    assert found["scores"] == [None, None] and found["runs"][0]["curve"] == []
+    assert tune({"baseline": boom, "small": SMALL}, "--tune.seeds=2") == 0
+    printed = capsys.readouterr().out
+    assert "small: no mean to compare: 0 of 2 runs diverged (loss no longer finite), 2 of the baseline" in printed
+    assert "recommendation: compare with a baseline that trains" in printed
