@@ -14,13 +14,14 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)).replace("\\\n", " ")
 COMMANDS = [line.split("#")[0].strip() for line in BLOCKS.splitlines() if line.startswith("gpt-lightning ")]
+TINY = ["--max_tokens=512", "--model.gpt.d_model=32", "--model.gpt.n_heads=2", "--model.schedule.warmup_tokens=256"]
 TUNE = {  # a tuning verb's own options that make it small
     "tune suggest": [],
     "tune lr": ["--tune.tokens=5120", "--tune.seeds=1", "--tune.val_tokens=256"],
     "tune batch": ["--tune.tokens=2048"],
     "tune verify": [],
+    "tune compare": ["--tune.seeds=2", "--tune.val_tokens=256", *TINY],
 }
-TINY = ["--max_tokens=512", "--model.gpt.d_model=32", "--model.gpt.n_heads=2", "--model.schedule.warmup_tokens=256"]
 SMALL = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.num_nodes=1"]
 
 
