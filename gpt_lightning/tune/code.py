@@ -2,41 +2,75 @@
 
 import ast
 import hashlib
+import importlib
 import inspect
-from collections.abc import Iterable
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from importlib.util import resolve_name
 from pathlib import Path
 
-import torch
 from torch import nn
 
 PACKAGE = Path(__file__).parents[1]
-TORCH = Path(torch.__file__).parent
-TRAINING = (  # decides what a run ends at, beside the classes of its own model and loss
-    *("module.py", "callbacks/batch_ramp.py", "data/batches.py", "data/order.py", "data/shards.py"),
-    *("model/facts.py", "model/gpt.py", "model/loss.py", "model/parametrization.py"),
-)
+INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+TRAINING = ("gpt_lightning.module", "gpt_lightning.data.datamodule", "gpt_lightning.callbacks.batch_ramp")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
+def classes(modules: Iterable[nn.Module]) -> set[type]:
+    """Classes of these modules, and those that they are made from."""
+    return {base for module in modules for base in type(module).__mro__ if base is not object}
+
+
 def class_files(modules: Iterable[nn.Module]) -> set[Path]:
-    """Files of the classes of these modules, and of those that they are made from; what they import is not followed."""
-    kinds = {base for module in modules for base in type(module).__mro__ if base is not object}
-    return {Path(file) for kind in kinds if (file := inspect.getsourcefile(kind))}
+    """Files of their classes."""
+    return {Path(file) for kind in classes(modules) if (file := inspect.getsourcefile(kind))}
 
 
 def training_digest(model: nn.Module, loss: nn.Module) -> str:
-    """Digest of what trains this model: its classes, its loss, the optimizers, the order of the data.
+    """Digest of what trains this model: module, data, optimizers, its classes and loss, and all that these import.
 
-    Comments, docstrings and layout do not count; nor does torch, whose versions train alike.
+    The user's own files count like the package's; installed packages do not, nor comments, docstrings and layout.
     """
-    files = {PACKAGE / name for name in TRAINING} | set((PACKAGE / "optim").glob("*.py"))
-    files |= {file for file in class_files([*model.modules(), *loss.modules()]) if TORCH not in file.parents}
-    return hashlib.sha256("".join(_meaning(path) for path in sorted(files)).encode()).hexdigest()[:12]
+    names = [*TRAINING, *(kind.__module__ for kind in classes([*model.modules(), *loss.modules()]))]
+    for name in TRAINING:
+        importlib.import_module(name)
+    programs: dict[Path, str] = {}
+    while names:
+        name = names.pop()
+        path = _own_file(name)
+        if path is not None and path not in programs:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            names += _imported(tree, name)
+            programs[path] = _meaning(tree)
+    return hashlib.sha256("".join(sorted(programs.values())).encode()).hexdigest()[:12]
 
 
-def _meaning(path: Path) -> str:
-    """The program of a file without what does not run."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def _own_file(name: str) -> Path | None:
+    """Of a module that is loaded and not installed, or of this package."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None or not file.endswith(".py"):
+        return None
+    path = Path(file)
+    is_installed = any(folder in path.parents for folder in INSTALLED)
+    return path if PACKAGE in path.parents or not is_installed else None
+
+
+def _imported(tree: ast.Module, name: str) -> Iterator[str]:
+    """Modules that are imported when this one is: those in functions may be loaded or not, and are left out."""
+    module = sys.modules[name]
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            where = resolve_name("." * node.level + (node.module or ""), module.__package__)
+            yield where
+            yield from (f"{where}.{alias.name}" for alias in node.names)
+
+
+def _meaning(tree: ast.Module) -> str:
+    """A program without what does not run; the tree is changed."""
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
