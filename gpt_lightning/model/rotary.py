@@ -56,4 +56,7 @@ class Rotary(nn.Module):
     def forward(self, x: Float[Tensor, "batch time heads d_head"], past: int = 0) -> Tensor:
         T = x.shape[1]
         cos, sin = (table[past : past + T].to(x.dtype) for table in (self.cos, self.sin))
+        if torch.compiler.is_compiling():  # it fuses the formula, and fails on what is written into a view
+            first, second = x.chunk(2, -1)
+            return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
         return _Turn.apply(x, cos, sin)

@@ -135,6 +135,17 @@ def test_two_processes_see_the_losses_of_one(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_compiled_blocks_train_to_the_same_loss(folder, positions):
+    options = {**EVERYTHING, "model.gpt.dropout": 0.0, "model.gpt.positions": positions, "model.optim.name": "muon"}
+    plain = gl.run([], options)
+    result = fit_in_process(folder, {**options, "model.compile": True, "run_dir": "compiled"})
+    assert result.returncode == 0 and "Warning" not in result.stderr, result.stderr
+    compiled = json.loads((folder / "compiled" / "summary.json").read_text())
+    assert compiled["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_mixture_has_a_mask_too_and_a_corpus_without_a_separator_is_refused(folder, capsys):
     (folder / "other.jsonl").write_text((folder / "text.jsonl").read_text())
     mixture = {"text.jsonl": 2.0, "other.jsonl": 1.0}
