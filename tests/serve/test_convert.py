@@ -13,11 +13,21 @@ from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.serve.text import load
 from tests.fixtures import arguments, write_text
 
+MISTRAL = {"positions": "rotary", "norm": "rms", "mlp": "swiglu", "bias": False, "n_kv_heads": 1, "d_ff": 48}
+MISTRAL |= {"attention_pattern": ("dense", "banded"), "band_width": 5}
+
+
+@pytest.fixture(params=[("GPT-2", {}), ("Ministral", MISTRAL)], ids=["GPT-2", "Ministral"])
+def family(request) -> tuple[str, dict]:
+    """A family's name, and what makes a model one of it."""
+    return request.param
+
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
+def run_dir(tmp_path: Path, family) -> Path:
     torch.manual_seed(0)
-    config = GPTConfig(vocab_size=257, context_length=16, n_layers=2, n_heads=2, d_model=16, dropout=0.1, init_std=0.5)
+    sizes = {"vocab_size": 257, "context_length": 16, "n_layers": 2, "n_heads": 2, "d_model": 16}
+    config = GPTConfig(**sizes, dropout=0.1, init_std=0.5, **family[1])
     state = {f"gpt.{name}": value for name, value in GPT(config).state_dict().items()}
     checkpoint = {"state_dict": state, "gpt_config": gpt_config_to_dict(config)}
     write_checkpoint(checkpoint, tmp_path / "run" / "checkpoints" / "best.ckpt")
@@ -26,10 +36,11 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def imported(run_dir: Path, tmp_path: Path, capsys) -> Path:
+def imported(run_dir: Path, family, tmp_path: Path, capsys) -> Path:
     assert cli(["export", "--run", str(run_dir), "--output", str(tmp_path / "hf")]) == 0
     assert cli(["import", "--input", str(tmp_path / "hf"), "--run_dir", str(tmp_path / "back")]) == 0
-    assert capsys.readouterr().err == ""
+    out, err = capsys.readouterr()
+    assert f"hf: written as {family[0]}; open it" in out and err == ""
     return tmp_path / "back"
 
 
@@ -65,10 +76,11 @@ def test_training_goes_on_from_an_imported_model(imported, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_an_imported_model_is_scored_but_has_no_run_to_go_on_with(imported, tmp_path, monkeypatch, capsys):
+def test_an_imported_model_is_scored_but_has_no_run_to_go_on_with(imported, family, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text.txt")
-    sizes = {"model.gpt.n_layers": 2, "model.gpt.d_model": 16, "model.gpt.dropout": 0.1, "model.gpt.init_std": 0.5}
+    sizes = {"n_layers": 2, "d_model": 16, "dropout": 0.1, "init_std": 0.5, **family[1]}
+    sizes = {f"model.gpt.{name}": list(value) if isinstance(value, tuple) else value for name, value in sizes.items()}
     flags = arguments({**sizes, "data.corpus": "text.txt", "run_dir": str(imported)})
     assert cli(["validate", *flags]) == 0
     assert "val/bits_per_byte" in capsys.readouterr().out

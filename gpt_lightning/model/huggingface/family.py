@@ -107,9 +107,9 @@ class Family:
         """The weights of a model of parametrization "standard" by its names; biases that only it has are zeros."""
         state = {name: value.detach().cpu() for name, value in gpt.state_dict().items()}
         state = self.fold(gpt.config, state, settings)
-        theirs: State = {}
+        theirs, dtype = State(), state["wte.weight"].dtype
         for name, keys, rows in self._layout(gpt, settings):
-            value = state.pop(name, torch.zeros(sum(rows), dtype=gpt.wte.weight.dtype))  # zeros: biases alone
+            value = state.pop(name, torch.zeros(sum(rows), dtype=dtype))  # zeros: biases alone
             assert keys or not value.any(), name  # what it does not have was folded into other weights
             for key, part in zip(keys, value.split(rows) if keys else (), strict=True):
                 part = part.t() if self._is_transposed(name) else part

@@ -52,7 +52,7 @@ def export_gpt(gpt: GPT, tokenizer_json_path: str | Path, folder: str | Path) ->
 
     A mup or completep model is written with its multipliers folded into the weights, which no family knows.
     There, text that spells `<|endoftext|>` is read as that token; our own tokenizer reads it as text.
-    Returns the name of the family that it is written as.
+    Returns what it is written as: the family, and its activation where a reader might take another for granted.
     Raises ValueError for a block of one's own, for what no family has, and for a folder that is not empty.
     """
     folder, config = Path(folder), gpt.config
@@ -69,11 +69,12 @@ def export_gpt(gpt: GPT, tokenizer_json_path: str | Path, folder: str | Path) ->
     standard = to_standard(gpt)
     settings = special_ids | family.settings(standard.config)
     weights = family.to_theirs(standard, settings)
-    dtype = str(gpt.wte.weight.dtype).removeprefix("torch.")
+    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     with new_folder(folder) as partial:
         files.write_json(partial / "config.json", settings | {"dtype": dtype, "torch_dtype": dtype})
         files.write_json(partial / "generation_config.json", special_ids)
         files.write_json(partial / "tokenizer_config.json", files.tokenizer_config(config.context_length))
         (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-    return family.name
+    key, usual = family.activation
+    return family.name if settings[key] == usual else f"{family.name} with {key} {settings[key]}"
