@@ -264,3 +264,9 @@ def test_a_band_as_wide_as_the_context_is_dense():
     assert family_of(GPTConfig(**wide)).name == "GPT-2"
     assert family_of(GPTConfig(**wide, positions="rotary", norm="rms", mlp="swiglu")).name == "Llama"
     assert len({family.model_type for family in WRITTEN}) == len(WRITTEN)
+
+
+def test_without_a_window_mistral_is_dense():
+    settings = their_config("mistral", sliding_window=None).to_dict()
+    assert READ["mistral"].config(settings).attention_pattern == ("dense",)
+    assert READ["mistral"].config(settings | {"sliding_window": 7}).attention_pattern == ("banded",)
