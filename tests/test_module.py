@@ -140,14 +140,15 @@ def test_scores_are_the_cross_entropy_of_the_logits_that_the_model_gives():
 
 
 class Seen(Weighted):
-    """Keeps the progress of every micro-step."""
+    """Keeps the progress and the positions of every micro-step."""
 
     def __init__(self):
         super().__init__()
-        self.progress = []
+        self.progress, self.positions = [], []
 
     def forward(self, step):
         self.progress.append(step.progress)
+        self.positions.append(step.positions)
         return super().forward(step)
 
 
@@ -156,7 +157,13 @@ def test_a_loss_is_told_the_share_of_the_run_before_its_step_whichever_micro_ste
     module = GPTModule(GPT_CONFIG, loss=loss, max_tokens=5 * 32)
     options = {"accelerator": "cpu", "max_steps": 4, "accumulate_grad_batches": 2, **QUIET}
     Trainer(**options).fit(module, DataLoader(batches() + batches(), batch_size=None))
-    assert loss.progress == [0, 0, 2 / 5, 2 / 5, 4 / 5, 4 / 5, 1, 1]
+    assert loss.progress == [0, 0, 2 / 5, 2 / 5, 4 / 5, 4 / 5, 1, 1] and loss.positions == [None] * 8
+
+
+def test_a_loss_is_told_where_tokens_stand_in_their_documents_where_there_is_a_mask():
+    loss, positions = Seen(), torch.arange(8).remainder(3).expand(4, 8)
+    train([(*batch, positions) for batch in batches()], loss)
+    assert all(torch.equal(found, positions) for found in loss.positions) and len(loss.positions) == 4
 
 
 def test_a_step_without_a_target_has_no_gradient_and_is_no_failure():

@@ -1,6 +1,7 @@
 """The built-in losses as settings of a run: named in flags and YAML, trained on, resumed; scores stay cross entropy."""
 
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from gpt_lightning.callbacks.preemption import Preempted
 from gpt_lightning.cli import main
 from gpt_lightning.model.multi_token import MultiToken
 from gpt_lightning.report.metrics_csv import read_metrics
-from tests.fixtures import TINY, arguments, assert_equal, build, error_lines, read
+from tests.fixtures import TINY, arguments, assert_equal, build, command, environment, error_lines, read
 
 OPTIONS = {"data.corpus": "text.txt", "run_dir": "run", "max_tokens": 256, "model.schedule.name": "constant"}
 PLAIN = "gpt_lightning.model.loss.CrossEntropy"
@@ -41,9 +42,16 @@ def test_flags_name_a_loss_and_its_settings_and_config_yaml_names_them_again(fol
         assert {key: getattr(run.module.loss, key) for key in values} == values
 
 
-def test_help_lists_the_losses_and_explains_the_settings_of_each(folder, capsys):
+@pytest.mark.slow
+def test_help_lists_the_losses_by_themselves(folder):
+    """In a process that has imported none of them."""
+    whole = subprocess.run([*command("fit", {}), "--help"], env=environment(), capture_output=True, text=True).stdout
+    known = "".join(whole.split("<class 'Loss'>")[1].split("subclasses:")[1].split(")")[0].split())
+    assert [path.rsplit(".", 1)[1] for path in known.split(",")] == ["CrossEntropy", "MultiToken", "Distillation"]
+
+
+def test_help_explains_the_settings_of_each_loss(folder, capsys):
     for words, expected in (
-        (["--help"], ["loss.CrossEntropy", "multi_token.MultiToken", "distillation.Distillation"]),
         (["--model.loss.help=CrossEntropy"], ["label_smoothing", "z_loss", "token_weights"]),
         (["--model.loss.help=MultiToken"], ["weights", "fade", "share of the run", "label_smoothing"]),
         (["--model.loss.help=Distillation"], ["teacher", "share", "temperature"]),
@@ -116,3 +124,4 @@ def test_settings_that_make_no_loss_are_refused_in_one_line(folder, capfd, optio
     lines = error_lines(capfd.readouterr().err)
     assert len(lines) == 1 and message in lines[0], lines
     assert not Path("run/config.yaml").exists()
+    assert Path("corpora").exists() == ("ids of the vocabulary" in message), "text is prepared only where it decides"
