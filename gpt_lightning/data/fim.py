@@ -101,9 +101,9 @@ class FillInTheMiddle:
     def _whole_characters(self, piece: np.ndarray) -> tuple[int, int, str] | None:
         """`(first, stop, text)` of the tokens of `piece` that are whole characters; a row may begin and end within one.
 
-        None where there is no character, or bytes that are not UTF-8, or text that markers stand in already.
+        None where there is no character, or bytes that are not UTF-8, or a control token such as a marker.
         """
-        if np.isin(piece, self._ids).any():
+        if np.isin(piece, self._tokenizer.control_ids).any():
             return None
         for first in range(min(_LONGEST_CHARACTER, len(piece))):
             for stop in range(len(piece), max(first, len(piece) - _LONGEST_CHARACTER), -1):

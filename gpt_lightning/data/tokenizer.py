@@ -96,6 +96,7 @@ class Tokenizer(StoredTokenizer):
         if EOT not in added and EOT not in vocab:
             raise ValueError(f"tokenizer has no {EOT} token; it separates documents, add it as a special token")
         self.eot_id: int = added[EOT] if EOT in added else vocab[EOT]
+        self.control_ids = sorted({*added.values(), self.eot_id})  # which no text gives
         self.start_id = self.eot_id  # what a text without a prompt starts from
         plain = {symbol: i for symbol, i in vocab.items() if symbol not in added and symbol != EOT}
         self.vocab_size: int = 1 + max(*added.values(), *vocab.values(), self.eot_id)

@@ -1,6 +1,7 @@
 """Fill in the middle: what a row holds after it, by brute force and by its inverse, and what it never depends on."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -135,6 +136,10 @@ def test_characters_cut_by_the_window_stay_where_they_are():
     assert rearranged(BYTES, [broken]).tolist() == [broken], "not UTF-8 at all"
     marked = [97, PRE, 97, SUF, 97, MID, 97]
     assert rearranged(BYTES, [marked]).tolist() == [marked], "rearranged already"
+    spec = json.loads(BYTES.json)
+    spec["added_tokens"].append(spec["added_tokens"][0] | {"id": 260, "content": "<|user|>"})
+    chat = [260, *b"hello", 260]
+    assert rearranged(Tokenizer.from_json(json.dumps(spec)), [chat]).tolist() == [chat], "no text gives a control token"
 
 
 def test_rates_are_shares_of_the_pieces():
