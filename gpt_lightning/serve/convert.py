@@ -54,7 +54,7 @@ def import_main(argv: list[str], about: str = "") -> int:
         prog="gpt-lightning import",
         description=about or None,
         epilog="Reads GPT-2, GPT-Neo, Llama, Qwen3, GPT-NeoX, Mistral, Ministral and NanoChat where their settings are "
-        "ours; what is not is refused by name.",
+        "ours; what is not is refused by name. NanoChat cannot be written back: its norms have no weights.",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -98,7 +98,11 @@ class Family:
         activation = settings.get(*self.activation)
         expect(self.activation[0], activation, *self.activations)
         fields = {ours: values[0] for ours, values in self.options.items() if len(values) == 1}
-        fields |= {ours: settings.get(key, unsaid) for ours, (key, unsaid) in self.fields.items()}
+        for ours, (key, unsaid) in self.fields.items():
+            fields[ours] = settings.get(key, unsaid)
+            may_be_none = getattr(GPTConfig(), ours) is None
+            if not isinstance(fields[ours], int | float) and not (fields[ours] is None and may_be_none):
+                raise ValueError(f"{key} is {fields[ours]!r}; expected a number")
         fields["mlp"] = self.activations[activation]
         fields["bias"] = any(self._has_bias(module, settings) for module in self.biases)
         return GPTConfig(**fields | self.read(settings, fields))
