@@ -151,7 +151,10 @@ class CompareResult:
             "level": self.level,
             "winner": self.winner and self.winner.name,
             "arms": {arm.name: {**asdict(arm), "scores": [self.score(run) for run in arm.runs]} for arm in self.arms},
-            "comparisons": {one.name: {**asdict(one), "verdict": self.verdict(one)} for one in self.comparisons},
+            "comparisons": {
+                one.name: {**asdict(one), "more_seeds": one.more_seeds, "verdict": self.verdict(one)}
+                for one in self.comparisons
+            },
         }
 
     def _row(self, arm: ArmResult) -> list[str]:

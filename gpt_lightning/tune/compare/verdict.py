@@ -27,7 +27,7 @@ class Comparison:
     """An arm against the baseline, pair by pair; scores are losses, so lower is better.
 
     test: of the paired differences, arm less baseline; None where there is nothing to test. p: after Holm's correction.
-    more_seeds: further ones with which 8 in 10 such comparisons would tell; None where more than 1000 are needed.
+    level: that each test has of the chance of a false find, which all share.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Comparison:
     test: Test | None = None
     p: float | None = None
     welch_p: float | None = None
-    more_seeds: int | None = None
+    level: float = 0.05
     diverged: tuple[int, int] = (0, 0)
     """Runs of the arm, and of the baseline."""
 
@@ -46,6 +46,14 @@ class Comparison:
     def relative(self) -> float:
         """The mean difference over the baseline's mean."""
         return mean(self.differences) / self.baseline_mean
+
+    @property
+    def more_seeds(self) -> int | None:
+        """With so many more, 8 in 10 such comparisons would tell; None where that takes over 1000, or none is asked."""
+        if self.kind != "cannot tell" or self.test is None:
+            return None
+        needed = seeds_needed(self.test.mean / self.test.sd, self.level)
+        return None if needed is None else max(needed - len(self.differences), 1)
 
     def sentence(self, unit: str, level: float, n_tests: int, when: str) -> str:
         """What is known; `when`: after so many tokens, at what price. n_tests: that p was corrected for."""
@@ -96,9 +104,7 @@ def judge(comparisons: Sequence[Comparison], level: float) -> list[Comparison]:
     for one in comparisons:
         p = ps.get(one.name, one.p)
         if one.test is not None and p is not None:
-            one = replace(one, p=p, kind=_kind(one, one.test, p, level))
-        if one.kind == "cannot tell" and one.test is not None:
-            one = replace(one, more_seeds=_more_seeds(one.test, len(one.differences), level / len(tested)))
+            one = replace(one, p=p, kind=_kind(one, one.test, p, level), level=level / max(len(tested), 1))
         judged.append(one)
     return judged
 
@@ -106,11 +112,6 @@ def judge(comparisons: Sequence[Comparison], level: float) -> list[Comparison]:
 def is_tested(one: Comparison) -> bool:
     """Whether there is something that chance could explain."""
     return one.test is not None and any(one.differences)
-
-
-def _more_seeds(test: Test, n: int, level: float) -> int | None:
-    needed = seeds_needed(test.mean / test.sd, level)
-    return None if needed is None else max(needed - n, 1)
 
 
 def _kind(one: Comparison, test: Test, p: float, level: float) -> Kind:

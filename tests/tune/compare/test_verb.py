@@ -124,3 +124,69 @@ def test_an_arm_that_diverges_is_a_result(folder, trained, capsys):
     printed = capsys.readouterr().out
     assert "small: no mean to compare: 0 of 2 runs diverged (loss no longer finite), 2 of the baseline" in printed
     assert "recommendation: compare with a baseline that trains" in printed
+
+
+@pytest.mark.slow
+def test_equal_seconds_and_flops_scale_the_tokens(folder, trained):
+    """An arm twice as wide, here at twice the time and FLOPs per token; the baseline's runs stay as they were."""
+    assert tune({"wide": WIDE}, "--tune.seeds=1") == 0
+    assert [tokens for _, tokens, _ in trained] == [512, 512]
+    for equal in ("seconds", "flops"):
+        trained.clear()
+        assert tune({"wide": WIDE}, "--tune.seeds=1", f"--tune.equal={equal}") == 0
+        assert [tokens for _, tokens, _ in trained] == ([256] if equal == "seconds" else [])
+        found = result()["arms"]
+        assert found["wide"]["max_tokens"] == found["wide"]["runs"][0]["tokens"] == 256
+        assert found["wide"]["overlay"] == {**WIDE, "max_tokens": 256}
+
+
+@pytest.mark.slow
+def test_the_lr_of_each_arm_is_tuned_with_trials_of_the_same_length(folder, trained, capsys, monkeypatch):
+    searched = []
+
+    def search(job):
+        searched.append((job.stack["model.gpt.d_model"], job.settings.tokens))
+        lr = 0.03 if job.stack["model.gpt.d_model"] == 16 else 0.02
+        return type("Found", (), {"lr": job.measured("lr", lambda: lr), "tokens": 99})
+
+    monkeypatch.setattr(verb, "tune_learning_rate", search)
+    assert tune({"wide": WIDE}, "--tune.seeds=1", "--tune.tune_lr=true", "--tune.tokens=1280") == 0
+    assert searched == [(16, 1280), (32, 1280)]
+    found = result()["arms"]
+    assert (found["baseline"]["lr"], found["wide"]["lr"]) == (0.03, 0.02)
+    assert found["wide"]["overlay"] == {"model": {**WIDE["model"], "optim": {"lr": 0.02}}}
+    assert "wide: lr 2.0e-02 by tune lr, 99 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        ({}, "tune.arms has no arm to compare"),
+        ({"baseline": SMALL}, "tune.arms has no arm to compare"),
+        ({"a": "nowhere.yaml"}, "arm a: no file 'nowhere.yaml'; expected a YAML file"),
+        ({"a": 3}, "arm a: 3: expected a YAML file"),
+        (
+            {"a": {"model": {"optim": {"lrr": 1}}}},
+            "arm a: Group 'model' does not accept option 'optim.lrr'; did you mean",
+        ),
+        ({"a": {"model": 3}}, "arm a: model is 3; expected a mapping"),
+        ({"a": {"modle": {}}}, "arm a: modle is no setting of a run"),
+        ({"a": {"tune": {"seeds": 2}}}, "arm a: tune is no setting of a run"),
+        ({"a": {"model": {"gpt": {"context_length": 8}}}}, "arm a: model.gpt.context_length follows from data.context"),
+        ({"a": SMALL, "b": {"model.gpt.n_heads": 3}}, "arm b: d_model 16 is not divisible by n_heads 3"),
+        ({"a": {"data.batch_tokens": 33}}, "arm a: batch_tokens is 33; expected a multiple"),
+        ({"a": {"data": {"corpus": "nowhere.txt"}}}, "arm a: "),
+        ({"a": {"model.block": "nowhere.Block"}}, "arm a: "),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_arm_and_nothing_is_written(folder, trained, capsys, arms, words):
+    assert tune(arms) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: {words}"), error
+    assert trained == [] and not Path("runs").exists()
+
+
+@pytest.mark.parametrize("option", ["seeds=0", "val_tokens=0", "level=1", "equal=steps", "tokens=5"])
+def test_settings_that_mean_nothing_are_refused(folder, capsys, option):
+    assert tune({"a": SMALL}, f"--tune.{option}") == 2
+    assert f"tune.{option.split('=')[0]}" in capsys.readouterr().err.strip().splitlines()[-1]
