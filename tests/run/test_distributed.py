@@ -190,14 +190,21 @@ def test_a_damaged_shard_is_named_and_its_checkpoint_passed_over(runs, tmp_path)
         assert RunDir(tmp_path / "run").resume_checkpoint() == checkpoints / "best.ckpt"
 
 
+MODERN = {"positions": "rotary", "norm": "rms", "norm_place": "both", "qk_norm": True, "mlp": "swiglu"}
+MODERN |= {"n_kv_heads": 1, "parallel": True, "logit_softcap": 3.0, "zero_init": True, "value_residual": True}
+MODELS = {name: {"model.block": f"tests.blocks.{name}"} for name in ("Block", "GroupedBlock", "GatedBlock")}
+MODELS["modern"] = {f"model.gpt.{name}": value for name, value in MODERN.items()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("strategy", "block"), [("ddp", "Block"), ("fsdp2", "Block"), ("fsdp2", "GroupedBlock"), ("fsdp2", "GatedBlock")]
+    ("strategy", "model"),
+    [*(("ddp", name) for name in ("Block", "modern")), *(("fsdp2", name) for name in MODELS)],
 )
-def test_muon_and_mup_see_the_losses_of_one_process_on_two(tmp_path, strategy, block):
+def test_muon_and_mup_see_the_losses_of_one_process_on_two(tmp_path, strategy, model):
     """Muon gathers a sharded matrix before its parts are made orthogonal; muP weighs the clipped norm by role."""
     options = {"model.optim.name": "muon", "model.gpt.parametrization": "mup", "model.gpt.base_d_model": 8}
-    options |= {"model.block": f"tests.blocks.{block}"}
+    options |= MODELS[model]
     found = {}
     for name in ("one", strategy):
         folder = tmp_path / name
