@@ -136,11 +136,19 @@ def test_samples_do_not_change_the_run(folder):
     assert not (folder / "without" / "samples.txt").exists()
 
 
+MODERN = {
+    **{"model.gpt.positions": "rotary", "model.gpt.norm": "rms", "model.gpt.qk_norm": True, "model.gpt.mlp": "swiglu"},
+    **{"model.gpt.n_kv_heads": 1, "model.gpt.logit_softcap": 5.0, "model.gpt.value_residual": True},
+}
+
+
 @pytest.mark.slow
-def test_compiled_blocks_train_to_the_same_loss_under_the_same_names(folder):
-    plain = run(max_tokens=128, **{"model.gpt.dropout": 0.0})
-    options = {"max_tokens": 128, "run_dir": "compiled", "model.gpt.dropout": 0.0, "model.compile": True}
-    result = fit_in_process(folder, {"data.corpus": "text.txt", **options})  # the tests' type checks do not compile
+@pytest.mark.parametrize("structure", [{}, MODERN], ids=["gpt-3", "modern"])
+def test_compiled_blocks_train_to_the_same_loss_under_the_same_names(folder, structure):
+    options = {"max_tokens": 128, "model.gpt.dropout": 0.0, **structure}
+    plain = run(**options)
+    options |= {"data.corpus": "text.txt", "run_dir": "compiled", "model.compile": True}
+    result = fit_in_process(folder, options)  # the tests' type checks do not compile
     assert result.returncode == 0 and "Warning" not in result.stderr, result.stderr
     compiled = json.loads((folder / "compiled" / "summary.json").read_text())
     assert compiled["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-4)

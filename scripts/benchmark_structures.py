@@ -1,0 +1,139 @@
+"""What modern structure is worth beside GPT-3's, on the source code of Python's standard library; anyone can run it.
+
+    python scripts/benchmark_structures.py [--only table,ablation,judge,quickstart,speed] [--folder FOLDER]
+
+table       {AdamW, Muon} x {GPT-3, modern} at 4 layers x 256, and modern with half the tokens: five paired seeds, lr by
+            tune lr for each arm
+ablation    each change of structure or loss alone: configs/task/ablation.yaml
+judge       how tune compare decides on the losses of the table: an arm against itself, and with planted differences
+quickstart  configs/quickstart.yaml beside the same run with GPT-3's structure
+speed       seconds of a training step of each structure over GPT-3's, in turns
+
+Runs are kept in the folder, so that an interrupted benchmark goes on where it stopped. On two idle cores table takes an
+hour, ablation one, quickstart half of one, judge and speed a minute each.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gpt_lightning as gl
+from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.model.loss import linear_cross_entropy
+from gpt_lightning.tune.compare.statistics import seeds_needed
+from gpt_lightning.tune.compare.verdict import compare, judge
+
+QUICKSTART, MODERN = "configs/quickstart.yaml", "configs/model/modern-4x256.yaml"
+GPT3 = {"positions": "learned", "norm": "layer", "qk_norm": False, "mlp": "gelu", "bias": True, "zero_init": False}
+ADAMW, MUON = {"model": {"optim": {"name": "adamw"}}}, {"model": {"optim": {"name": "muon"}}}
+TOKENS, SEEDS, TRIAL_TOKENS = 614_400, 5, 81_920
+RESAMPLINGS = 200
+STEPS = 15
+
+
+def table(folder: Path) -> dict[str, Any]:
+    """The four cells, and modern at half the tokens with either optimizer; baseline is GPT-3 with AdamW."""
+    half = {"max_tokens": TOKENS // 2}
+    arms = {
+        "modern, AdamW": [MODERN, ADAMW],
+        "modern, AdamW, half the tokens": [MODERN, ADAMW, half],
+        "GPT-3, Muon": MUON,
+        "modern, Muon": [MODERN, MUON],
+        "modern, Muon, half the tokens": [MODERN, MUON, half],
+    }
+    size = {"n_layers": 4, "n_heads": 4, "d_model": 256}
+    options = {"max_tokens": TOKENS, "model.optim.name": "adamw", "tune.arms": arms, "tune.seeds": SEEDS}
+    options |= {f"model.gpt.{name}": value for name, value in {**GPT3, **size}.items()}
+    options |= {"tune.tune_lr": True, "tune.tokens": TRIAL_TOKENS, "tune.dir": str(folder / "table")}
+    return gl.run([QUICKSTART], options, verb="tune compare")
+
+
+def ablation(folder: Path) -> None:
+    options = {"tune.dir": str(folder / "ablation")}
+    gl.run([QUICKSTART, "configs/task/ablation.yaml"], options, verb="tune compare")
+
+
+def quickstart(folder: Path) -> None:
+    arms = {"quickstart": {"model": {"optim": {"lr": 5.4e-3}}}}
+    options = {"tune.arms": arms, "tune.seeds": 3, "tune.dir": str(folder / "quickstart")}
+    gl.run([QUICKSTART], options | {f"model.gpt.{name}": value for name, value in GPT3.items()}, verb="tune compare")
+
+
+def verdicts(folder: Path) -> None:
+    """Seeds of the table's baseline, drawn anew: what does the judge say of no difference, and of planted ones?"""
+    arms = table(folder)["arms"]
+    scores = [[score - statistics.mean(arm["scores"]) for score in arm["scores"]] for arm in arms.values()]
+    mean = statistics.mean(arms["baseline"]["scores"])
+    noise = [value for arm in scores for value in arm]
+    numbers = random.Random(0)
+
+    def share(planted: float, n: int, says: Callable[[str], bool]) -> float:
+        found = 0
+        for _ in range(RESAMPLINGS):
+            a, b = ([mean * (1 - p) + numbers.choice(noise) for _ in range(n)] for p in (planted, 0.0))
+            found += says(judge([compare("arm", a, b, 0.05)], 0.05)[0].kind)
+        return found / RESAMPLINGS
+
+    no_winner = share(0.0, SEEDS, lambda kind: kind not in ("lower", "higher"))
+    print(f"an arm against itself: no winner in {no_winner:.1%} of {RESAMPLINGS} resamplings")
+    print(f"2% lower: found in {share(0.02, SEEDS, lambda kind: kind == 'lower'):.0%} with {SEEDS} seeds")
+    sd = statistics.pstdev(noise) * 2**0.5
+    print(f"1% lower: {seeds_needed(0.01 * mean / sd, 0.05)} seeds needed for 8 in 10, by the sd of unpaired seeds")
+
+
+def speed(folder: Path) -> None:
+    """Medians of steps in turns, in bf16, of 8 x 256 tokens at 4 layers x 256."""
+    base = GPTConfig(vocab_size=8192, context_length=256, n_layers=4, n_heads=4, d_model=256)
+    structures: dict[str, dict[str, Any]] = {
+        "GPT-3": {},
+        "rotary": {"positions": "rotary"},
+        "rms": {"norm": "rms"},
+        "norm both": {"norm_place": "both"},
+        "qk_norm": {"qk_norm": True},
+        "relu2": {"mlp": "relu2"},
+        "swiglu": {"mlp": "swiglu"},
+        "one kv head": {"n_kv_heads": 1},
+        "parallel": {"parallel": True},
+        "value_residual": {"value_residual": True},
+        "modern": {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "relu2", "bias": False},
+    }
+    models = {name: GPT(replace(base, **structure)) for name, structure in structures.items()}
+    rows = torch.randint(0, 8192, (8, 257))
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(STEPS):
+        for name, gpt in models.items():
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = linear_cross_entropy(gpt.hidden_states(rows[:, :-1]), gpt.readout, rows[:, 1:])
+            loss.backward()
+            gpt.zero_grad()
+            seconds[name].append(time.perf_counter() - start)
+    reference = statistics.median(seconds["GPT-3"])
+    for name, values in seconds.items():
+        print(f"{name:16s} {statistics.median(values) / reference:.3f} x the seconds of a step of GPT-3's structure")
+
+
+SECTIONS = {"table": table, "ablation": ablation, "judge": verdicts, "quickstart": quickstart, "speed": speed}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default=",".join(SECTIONS))
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_structures"))
+    options = parser.parse_args()
+    for name in options.only.split(","):
+        if name not in SECTIONS:
+            parser.error(f"--only {name}: expected {', '.join(SECTIONS)}")
+        print(f"== {name}")
+        SECTIONS[name](options.folder)
+
+
+if __name__ == "__main__":
+    main()
