@@ -30,6 +30,7 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
+        grad = grad.contiguous()
         normed = x * scale
         product = grad * normed
         grad_weight = product.flatten(0, -2).sum(0, dtype=weight.dtype)
