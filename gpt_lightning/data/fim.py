@@ -11,7 +11,7 @@ its parts are encoded one by one ("character-level"), for a user's cursor stands
 A row keeps its length: the markers take three places per rearranged piece, cut words a few more, and the last piece
 gives its end up for all of them: first of its suffix, so that the middle is whole. Sample number g is rearranged by
 random numbers of (seed, g) alone, so neither ranks nor a resume change it, and each epoch cuts anew. It costs encoding
-the rearranged pieces again, one to two million tokens a second.
+the rearranged pieces again, about a million tokens a second.
 """
 
 from collections.abc import Iterator
