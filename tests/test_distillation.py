@@ -185,7 +185,7 @@ def own_block(folder: Path) -> None:
         (None, {"model.loss.share": 1.5}, "share 1.5: expected 0 to 1"),
         (None, {"model.loss.temperature": 0}, "temperature 0.0: expected a finite number above 0"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_teacher_that_cannot_be_is_refused_in_one_line_before_training(taught, capfd, make, options, message):
     if make is not None:
