@@ -42,11 +42,11 @@ def table(folder: Path) -> dict[str, Any]:
     """The four cells, and modern at half the tokens with either optimizer; baseline is GPT-3 with AdamW."""
     half = {"max_tokens": TOKENS // 2}
     arms = {
-        "modern, AdamW": [MODERN, ADAMW],
-        "modern, AdamW, half the tokens": [MODERN, ADAMW, half],
-        "GPT-3, Muon": MUON,
-        "modern, Muon": [MODERN, MUON],
-        "modern, Muon, half the tokens": [MODERN, MUON, half],
+        "modern_adamw": [MODERN, ADAMW],
+        "modern_adamw_half": [MODERN, ADAMW, half],
+        "gpt3_muon": MUON,
+        "modern_muon": [MODERN, MUON],
+        "modern_muon_half": [MODERN, MUON, half],
     }
     size = {"n_layers": 4, "n_heads": 4, "d_model": 256}
     options = {"max_tokens": TOKENS, "model.optim.name": "adamw", "tune.arms": arms, "tune.seeds": SEEDS}

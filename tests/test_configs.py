@@ -16,8 +16,9 @@ from tests.run.test_distributed import STRATEGIES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ALL = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
+ELSEWHERE = ("trainer", "task")  # several processes; tuning verbs
 QUICK = (Path("debug.yaml"), Path("quickstart.yaml"))
-SINGLE = [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in ALL if n.parts[0] != "trainer"]
+SINGLE = [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in ALL if n.parts[0] not in ELSEWHERE]
 SMALL = {"data.corpus": "text.txt", "data.prepare.tokenizer": "bytes", "trainer.accelerator": "cpu"}
 
 
@@ -42,6 +43,20 @@ def test_runs_a_step_and_the_run_runs_again_from_its_config(folder, name):
 def test_those_for_several_processes_are_run_by_test_distributed():
     run_there = {strategy["config"].relative_to(CONFIGS) for strategy in STRATEGIES.values() if "config" in strategy}
     assert run_there == {name for name in ALL if name.parts[0] == "trainer"}
+
+
+@pytest.mark.slow
+def test_every_arm_of_the_ablation_trains_and_changes_something(folder):
+    """An arm whose runs equal the baseline's would be an option that does nothing."""
+    configs = [CONFIGS / "quickstart.yaml", CONFIGS / "task" / "ablation.yaml", CONFIGS / "debug.yaml"]
+    modern = yaml.safe_load((CONFIGS / "model" / "modern-4x192.yaml").read_text())["model"]["gpt"]
+    arms = yaml.safe_load((CONFIGS / "task" / "ablation.yaml").read_text())["tune"]["arms"]
+    small = {key: value for key, value in modern.items() if key not in ("n_layers", "n_heads", "d_model")}
+    arms["modern"] = {"model": {"gpt": small}}
+    options = {**SMALL, "tune.arms": arms, "tune.seeds": 1, "tune.val_tokens": 512, "tune.dir": "ablation"}
+    result = gl.run(configs, options | {"model.gpt.init_std": 0.2}, verb="tune compare")
+    equal = [name for name, found in result["comparisons"].items() if not any(found["differences"])]
+    assert len(result["comparisons"]) == len(arms) and equal == []
 
 
 def test_wandb_works_offline_and_shows_config_curves_samples_and_group(folder):

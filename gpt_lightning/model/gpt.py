@@ -107,8 +107,9 @@ class GPT(nn.Module):
 
     def new_block(self) -> nn.Module:
         """One more layer, as its constructor makes it."""
-        make = ParallelBlock if self.block is Block and self.config.parallel else self.block
-        block = make(self.config)
+        block = self.block(self.config)
+        if self.config.parallel and type(block) is Block:
+            block = ParallelBlock(self.config)
         built_in = isinstance(block, Block) and type(block).forward in (Block.forward, ParallelBlock.forward)
         for name in ("parallel", "value_residual"):
             if getattr(self.config, name) and not built_in:

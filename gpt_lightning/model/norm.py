@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from gpt_lightning.model.linear import training_on_cpu
 
@@ -45,9 +46,8 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(width, eps=EPS)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        if training_on_cpu(x):
-            return _RMSNorm.apply(x, self.weight.to(x.dtype), EPS)
-        return super().forward(x).to(x.dtype)
+        weight = self.weight.to(x.dtype)  # under autocast x may be bf16, and torch warns of two dtypes
+        return _RMSNorm.apply(x, weight, EPS) if training_on_cpu(x) else F.rms_norm(x, x.shape[-1:], weight, EPS)
 
 
 def norm(kind: str, width: int, bias: bool) -> nn.Module:

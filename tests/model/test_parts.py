@@ -1,5 +1,7 @@
 """Norms, activations and rotary positions against torch's own and against their definitions."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -76,7 +78,7 @@ def test_rms_norm_is_torchs_with_its_gradients(shape):
 
 def test_rms_norm_keeps_the_dtype_of_what_it_norms():
     for x in (random(3, 16, dtype=torch.bfloat16), random(3, 16, dtype=torch.bfloat16).detach()):
-        with torch.autocast("cpu", torch.bfloat16):
+        with warnings.catch_warnings(action="error"), torch.autocast("cpu", torch.bfloat16):
             y = RMSNorm(16)(x)
         assert y.dtype == torch.bfloat16
         exact = F.rms_norm(x.double(), (16,), eps=EPS)

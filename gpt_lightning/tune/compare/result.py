@@ -165,7 +165,7 @@ class CompareResult:
             f"{sd(scores):.4f}" if ended and len(scores) > 1 else "",
             short(max(run.tokens for run in arm.runs)),
             f"{1 / cost.seconds_per_token:,.0f}" if math.isfinite(cost.seconds_per_token) else "unknown",
-            "unknown" if cost.peak_bytes is None else f"{short(cost.peak_bytes)}B",
+            "unknown" if cost.peak_bytes is None else f"{cost.peak_bytes / 1e6:,.0f} MB",
             short(cost.n_params),
             short(cost.flops_per_token),
         ]
