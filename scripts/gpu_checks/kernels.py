@@ -16,6 +16,7 @@ from gpt_lightning.checkpoint import read_checkpoint, write_checkpoint
 from gpt_lightning.model.attention import band_block_mask, visible
 from gpt_lightning.model.gpt import GPT
 from gpt_lightning.model.loss import linear_cross_entropy
+from gpt_lightning.model.readout import Readout
 from gpt_lightning.terminal import quiet
 from gpu_checks.bench import Bench, Row, row
 
@@ -80,7 +81,7 @@ def _chunked_loss(bench: Bench) -> Row:
     hidden = torch.randn(n_tokens, D, device=bench.device, requires_grad=True)
     weight = (torch.randn(V, D, device=bench.device) * D**-0.5).requires_grad_()
     targets = torch.randint(V, (n_tokens,), device=bench.device)
-    found = linear_cross_entropy(hidden, weight, targets, chunk_tokens=n_tokens // 3)
+    found = linear_cross_entropy(hidden[None], Readout(weight), targets[None], chunk_tokens=n_tokens // 3)
     expected = F.cross_entropy(F.linear(hidden.double(), weight.double()), targets)
     a, b = (torch.autograd.grad(loss, (hidden, weight)) for loss in (found, expected))
     error = max(_relative(x, y.double()) for x, y in zip((found, *a), (expected, *b), strict=True))
