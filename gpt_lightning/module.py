@@ -111,7 +111,7 @@ class GPTModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         targets = batch[1]
-        self.total_nats.update(self._nats(batch).sum())
+        self.total_nats.update(self._nats(batch).sum(dtype=sum_dtype(self.device)))
         self.total_tokens.update((targets != IGNORED).sum())
         self.total_bytes.update(self._text_bytes(targets))
 

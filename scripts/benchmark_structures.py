@@ -6,7 +6,7 @@ table       {AdamW, Muon} x {GPT-3, modern} at 4 layers x 256, and modern with h
             tune lr for each arm
 ablation    each change of structure or loss alone: configs/task/ablation.yaml
 judge       how tune compare decides on the losses of the table: an arm against itself, and with planted differences
-quickstart  configs/quickstart.yaml beside the same run with GPT-3's structure
+quickstart  configs/quickstart.yaml beside the same run with configs/model/modern-4x192.yaml on top
 speed       seconds of a training step of each structure over GPT-3's, in turns
 
 Runs are kept in the folder, so that an interrupted benchmark goes on where it stopped. On two idle cores table takes an
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 import gpt_lightning as gl
 from gpt_lightning.model.gpt import GPT, GPTConfig
@@ -31,7 +32,8 @@ from gpt_lightning.tune.compare.statistics import seeds_needed
 from gpt_lightning.tune.compare.verdict import compare, judge
 
 QUICKSTART, MODERN = "configs/quickstart.yaml", "configs/model/modern-4x256.yaml"
-GPT3 = {"positions": "learned", "norm": "layer", "qk_norm": False, "mlp": "gelu", "bias": True, "zero_init": False}
+STRUCTURE = yaml.safe_load((Path(__file__).parents[1] / MODERN).read_text(encoding="utf-8"))["model"]["gpt"]
+SIZE = {name: STRUCTURE[name] for name in ("n_layers", "n_heads", "d_model")}
 ADAMW, MUON = {"model": {"optim": {"name": "adamw"}}}, {"model": {"optim": {"name": "muon"}}}
 TOKENS, SEEDS, TRIAL_TOKENS = 614_400, 5, 81_920
 RESAMPLINGS = 200
@@ -48,9 +50,8 @@ def table(folder: Path) -> dict[str, Any]:
         "modern_muon": [MODERN, MUON],
         "modern_muon_half": [MODERN, MUON, half],
     }
-    size = {"n_layers": 4, "n_heads": 4, "d_model": 256}
     options = {"max_tokens": TOKENS, "model.optim.name": "adamw", "tune.arms": arms, "tune.seeds": SEEDS}
-    options |= {f"model.gpt.{name}": value for name, value in {**GPT3, **size}.items()}
+    options |= {f"model.gpt.{name}": value for name, value in SIZE.items()}
     options |= {"tune.tune_lr": True, "tune.tokens": TRIAL_TOKENS, "tune.dir": str(folder / "table")}
     return gl.run([QUICKSTART], options, verb="tune compare")
 
@@ -61,13 +62,12 @@ def ablation(folder: Path) -> None:
 
 
 def quickstart(folder: Path) -> None:
-    arms = {"quickstart": {"model": {"optim": {"lr": 5.4e-3}}}}
-    options = {"tune.arms": arms, "tune.seeds": 3, "tune.dir": str(folder / "quickstart")}
-    gl.run([QUICKSTART], options | {f"model.gpt.{name}": value for name, value in GPT3.items()}, verb="tune compare")
+    options = {"tune.arms": {"modern": "configs/model/modern-4x192.yaml"}, "tune.seeds": 3}
+    gl.run([QUICKSTART], options | {"tune.dir": str(folder / "quickstart")}, verb="tune compare")
 
 
 def verdicts(folder: Path) -> None:
-    """Seeds of the table's baseline, drawn anew: what does the judge say of no difference, and of planted ones?"""
+    """What does the judge say of no difference and of planted ones, in seeds drawn from the table's own spread?"""
     arms = table(folder)["arms"]
     scores = [[score - statistics.mean(arm["scores"]) for score in arm["scores"]] for arm in arms.values()]
     mean = statistics.mean(arms["baseline"]["scores"])
@@ -90,7 +90,7 @@ def verdicts(folder: Path) -> None:
 
 def speed(folder: Path) -> None:
     """Medians of steps in turns, in bf16, of 8 x 256 tokens at 4 layers x 256."""
-    base = GPTConfig(vocab_size=8192, context_length=256, n_layers=4, n_heads=4, d_model=256)
+    base = GPTConfig(vocab_size=8192, context_length=256, **SIZE)
     structures: dict[str, dict[str, Any]] = {
         "GPT-3": {},
         "rotary": {"positions": "rotary"},
@@ -102,7 +102,7 @@ def speed(folder: Path) -> None:
         "one kv head": {"n_kv_heads": 1},
         "parallel": {"parallel": True},
         "value_residual": {"value_residual": True},
-        "modern": {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "relu2", "bias": False},
+        "modern": STRUCTURE,
     }
     models = {name: GPT(replace(base, **structure)) for name, structure in structures.items()}
     rows = torch.randint(0, 8192, (8, 257))

@@ -193,7 +193,7 @@ def main(strategy: str, loss: str, path: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "loss"), [("ddp", "several"), ("fsdp2", "plain")])
+@pytest.mark.parametrize(("strategy", "loss"), [("ddp", "plain"), ("ddp", "several"), ("fsdp2", "plain")])
 def test_every_target_weighs_the_same_on_whichever_rank_it_is(tmp_path, strategy, loss):
     command = [sys.executable, "-m", "tests.test_module", strategy, loss, str(tmp_path / "gradients.pt")]
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)

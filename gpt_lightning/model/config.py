@@ -124,9 +124,11 @@ class GPTConfig:
 
     def band_widths(self) -> list[int | None]:
         """Per layer the band in tokens, or None where attention is dense."""
-        pattern = self.attention_pattern
-        kinds = [pattern[i % len(pattern)] for i in range(self.n_layers)]
-        return [self.band_width if kind == "banded" else None for kind in kinds]
+        return [self.band_width if kind == "banded" else None for kind in self.attention_kinds()]
+
+    def attention_kinds(self) -> list[str]:
+        """Per layer dense or banded."""
+        return [self.attention_pattern[i % len(self.attention_pattern)] for i in range(self.n_layers)]
 
 
 def _check_structure(config: GPTConfig) -> None:

@@ -108,7 +108,7 @@ class GPT(nn.Module):
     def new_block(self) -> nn.Module:
         """One more layer, as its constructor makes it."""
         block = self.block(self.config)
-        if self.config.parallel and type(block) is Block:
+        if self.config.parallel and type(block) is Block:  # self.block may be a partial of it, as settings make one
             block = ParallelBlock(self.config)
         built_in = isinstance(block, Block) and type(block).forward in (Block.forward, ParallelBlock.forward)
         for name in ("parallel", "value_residual"):

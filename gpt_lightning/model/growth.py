@@ -77,7 +77,7 @@ def _parts_of(facts: Facts, value: Tensor, grown: Tensor) -> list[int]:
 
 def _growth(small: GPT, wide: GPT) -> tuple[int, int]:
     """How many times as many heads, and how many times as wide ones."""
-    heads, d_heads = ([config.n_heads, config.d_model // config.n_heads] for config in (small.config, wide.config))
+    heads, d_heads = ([config.n_heads, config.d_head] for config in (small.config, wide.config))
     if any(grown % n for n, grown in zip(heads, d_heads, strict=True)):
         raise ValueError(
             f"{d_heads[0]} heads of {d_heads[1]} are not whole multiples of {heads[0]} heads of {heads[1]}; "
@@ -100,7 +100,7 @@ def _copy(value: Tensor, dim: int, repeat: int, small: GPT, wide: GPT) -> Tensor
     One order for all dimensions of one size, so that what one layer writes the next one reads.
     """
     more, wider = _growth(small, wide)
-    n, d_head = value.shape[dim], small.config.d_model // small.config.n_heads
+    n, d_head = value.shape[dim], small.config.d_head
     if repeat == 1:
         return value
     if repeat != more * wider or n % d_head or n == small.config.n_heads:

@@ -3,7 +3,7 @@
 torch has no kernel of RMSNorm for CPUs and composes it of small ones, which all keep what they read. Here the way back
 is written out. Forward and backward of 2048 x 256 in float32, one thread of an AMD EPYC (Zen 4), milliseconds:
 
-    nn.LayerNorm    0.7        nn.RMSNorm    3.8        here    1.5
+    nn.LayerNorm    0.8        nn.RMSNorm    7.3        here    1.9
 """
 
 from typing import Any

@@ -5,39 +5,11 @@ a score depends on the distance alone: where a row starts, behind padding or in 
 table is made once, on the CPU whatever torch.device says, and is no part of a checkpoint.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 BASE = 10_000.0
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Each plane turned; cos and sin, (T, 1, d_head / 2), in the dtype of x (B, T, H, d_head)."""
-    half = cos.shape[-1]
-    first, second = x[..., :half], x[..., half:]
-    y = torch.empty_like(x)
-    torch.mul(first, cos, out=y[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=y[..., half:]).addcmul_(first, sin)
-    return y
-
-
-class _Turn(torch.autograd.Function):
-    """The gradient turns back; autograd's own way through the halves takes twice the time."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turned(grad, cos, -sin), None, None
 
 
 class Rotary(nn.Module):
@@ -56,7 +28,6 @@ class Rotary(nn.Module):
     def forward(self, x: Float[Tensor, "batch time heads d_head"], past: int = 0) -> Tensor:
         T = x.shape[1]
         cos, sin = (table[past : past + T].to(x.dtype) for table in (self.cos, self.sin))
-        if torch.compiler.is_compiling():  # it fuses the formula, and fails on what is written into a view
-            first, second = x.chunk(2, -1)
-            return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-        return _Turn.apply(x, cos, sin)
+        first, second = x.chunk(2, -1)
+        turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+        return torch.cat(turned, -1)

@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -149,17 +148,6 @@ def test_a_new_run_under_fsdp2_starts_from_the_weights_of_another(runs, tmp_path
     assert found["fsdp2"]["train/loss"][0] < source_columns["train/loss"][-1], "it starts where the other ended"
 
 
-NUMBER = re.compile(r"\d+\.\d+")
-
-
-def words(text: str) -> str:
-    return NUMBER.sub("#", text)
-
-
-def numbers(text: str) -> list[float]:
-    return [float(number) for number in NUMBER.findall(text)]
-
-
 @pytest.mark.slow
 def test_every_verb_reads_a_run_in_shards_on_one_process_or_two(runs, tmp_path, capfd):
     """The gathered run has the same weights; on two processes no sequence is scored twice or left out."""
@@ -175,10 +163,7 @@ def test_every_verb_reads_a_run_in_shards_on_one_process_or_two(runs, tmp_path, 
         outputs["losses"] = [float(row.split(",")[1]) for row in rows]
     assert "val/loss" in written["one"]["validate"] and len(written["one"]["losses"]) > 8
     one, two = (outputs.pop("losses") for outputs in written.values())
-    assert two == pytest.approx(one, rel=1e-5)
-    for verb, lines in written["one"].items():
-        assert words(written["sharded"][verb]) == words(lines)
-        assert numbers(written["sharded"][verb]) == pytest.approx(numbers(lines), rel=1e-5)
+    assert two == pytest.approx(one, rel=1e-5) and written["sharded"] == written["one"]
     outputs = []
     for path in (folder / "run", gathered / "run"):
         assert main(["generate", f"--run={path}", "--prompt=the ", "--max_new_tokens=8"]) == 0

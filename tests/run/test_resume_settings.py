@@ -21,6 +21,7 @@ OPTIONS = {
     "max_tokens": 256,
     "model.gpt.dropout": 0.0,
     "model.schedule.name": "constant",
+    "model.optim.eps": 1e-6,  # above the gradient of key biases, which is rounding alone
     "trainer.gradient_clip_val": 0,
 }
 STEP = 64  # tokens
@@ -89,11 +90,6 @@ def test_the_first_step_after_a_resume_has_the_settings_that_config_yaml_tells(s
     again = {**CHANGES[name], "if_exists": "resume", "max_tokens": 256 + STEP}
     gl.run(["run/config.yaml"], again)
     found = load_gpt("run/checkpoints/last.ckpt").state_dict()
-    for parameter, value in found.items():
-        if parameter.endswith(
-            "attn.qkv.bias"
-        ):  # of keys it has no gradient but rounding, which AdamW makes a whole step of
-            value[16:32] = expected[parameter][16:32]
     error = max((found[n] - expected[n]).abs().max().item() for n in expected)
     change = max((unchanged[n] - expected[n]).abs().max().item() for n in expected)
     assert error < 2e-6 < 1e-5 < change

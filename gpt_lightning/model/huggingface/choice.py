@@ -64,7 +64,7 @@ def _structure(config: GPTConfig) -> dict[str, Any]:
     """The options that families differ in; what is the same function is spelled the same."""
     names = ["positions", "norm", "norm_place", "qk_norm", "mlp", "parallel", "logit_softcap", "value_residual", "bias"]
     banded = any(width is not None and width < config.context_length for width in config.band_widths())
-    kinds = ["dense" if width is None else "banded" for width in config.band_widths()] if banded else ["dense"]
+    kinds = config.attention_kinds() if banded else ["dense"]
     n_kv_heads = None if config.n_kv_heads == config.n_heads else config.n_kv_heads
     structure = {name: getattr(config, name) for name in names}
     return structure | {"attention_pattern": shortest(kinds), "n_kv_heads": n_kv_heads}

@@ -35,6 +35,15 @@ def unchanged(config: GPTConfig, state: State, settings: Settings) -> State:
     return state
 
 
+def our_kinds(key: str, said: Sequence[str], theirs: Mapping[str, str], n_layers: int) -> list[str]:
+    """Per layer dense or banded, from a family's words for them, `theirs`. Raises ValueError naming the key."""
+    ours = {word: kind for kind, word in theirs.items()}
+    for word in said:
+        expect(key, word, *ours)
+    expect(f"the number of layers in {key}", len(said), n_layers)
+    return [ours[word] for word in said]
+
+
 def shortest(kinds: Sequence[str]) -> tuple[str, ...]:
     """The shortest pattern that gives these kinds when it is repeated over the layers, as attention_pattern."""
     n = next(n for n in range(1, len(kinds) + 1) if all(kind == kinds[i % n] for i, kind in enumerate(kinds)))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from gpt_lightning.model.config import GPTConfig
-from gpt_lightning.model.huggingface.family import ANY, UNGATED, Family, Settings, State, expect, shortest
+from gpt_lightning.model.huggingface.family import ANY, UNGATED, Family, Settings, State, our_kinds, shortest
 
 LARGEST_DELTA = (
     50.0  # times what LayerNorm gives; logits of 4 layers of 256 are off by 6e-6 at 6, 2e-5 at 31, 6e-5 at 117
@@ -85,9 +85,8 @@ GPT2 = Family(
 
 def neo_settings(config: GPTConfig) -> dict[str, Any]:
     """Every layer's kind, said once."""
-    kinds = [KINDS["dense" if width is None else "banded"] for width in config.band_widths()]
     return {
-        "attention_types": [[kinds, 1]],
+        "attention_types": [[[KINDS[kind] for kind in config.attention_kinds()], 1]],
         "embed_dropout": config.dropout,
         "attention_dropout": config.dropout,
     }
@@ -97,11 +96,7 @@ def neo_fields(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
     """The pattern of attention."""
     said = settings.get("attention_types") or [[["global", "local"], 12]]
     kinds = [kind for pattern, times in said for kind in pattern * times]
-    ours = {theirs: kind for kind, theirs in KINDS.items()}
-    for kind in kinds:
-        expect("attention_types", kind, *ours)
-    expect("the number of layers in attention_types", len(kinds), fields["n_layers"])
-    return {"attention_pattern": shortest([ours[kind] for kind in kinds])}
+    return {"attention_pattern": shortest(our_kinds("attention_types", kinds, KINDS, fields["n_layers"]))}
 
 
 def fold_neo(config: GPTConfig, state: State, settings: Settings) -> State:

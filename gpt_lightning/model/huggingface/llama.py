@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.huggingface import rope
-from gpt_lightning.model.huggingface.family import ANY, GATED, Family, Settings, expect, shortest
+from gpt_lightning.model.huggingface.family import ANY, GATED, Family, Settings, expect, our_kinds, shortest
 
 KINDS = {"dense": "full_attention", "banded": "sliding_attention"}
 SIZES: dict[str, tuple[str, Any]] = {
@@ -58,8 +58,7 @@ def mistral_fields(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]
 
 def ministral_settings(config: GPTConfig) -> dict[str, Any]:
     """A kind per layer."""
-    kinds = ["dense" if width is None else "banded" for width in config.band_widths()]
-    return mistral_settings(config) | {"layer_types": [KINDS[kind] for kind in kinds]}
+    return mistral_settings(config) | {"layer_types": [KINDS[kind] for kind in config.attention_kinds()]}
 
 
 def ministral_fields(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
@@ -91,12 +90,7 @@ def qwen3_fields(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _layer_types(settings: Settings, fields: dict[str, Any], window: int | None) -> dict[str, Any]:
-    said = settings["layer_types"]
-    ours = {theirs: kind for kind, theirs in KINDS.items()}
-    for kind in said:
-        expect("layer_types", kind, *ours)
-    expect("the number of layer_types", len(said), fields["n_layers"])
-    return _bands(window, [ours[kind] for kind in said])
+    return _bands(window, our_kinds("layer_types", settings["layer_types"], KINDS, fields["n_layers"]))
 
 
 def _bands(window: int | None, kinds: list[str]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class VerifyResult:
         gpt = self.gpt
         if gpt.parametrization == "standard":
             keys: dict[str, Any] = {"parametrization": "mup", "base_d_model": gpt.d_model}
-            keys |= {"base_d_head": gpt.d_model // gpt.n_heads} if gpt.base_d_head else {}
+            keys |= {"base_d_head": gpt.d_head} if gpt.base_d_head else {}
         elif self.passed:
             names = ("parametrization", "base_d_model", "base_n_layers", "base_d_head")
             keys = {name: getattr(gpt, name) for name in names if getattr(gpt, name) is not None}

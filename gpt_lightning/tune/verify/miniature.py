@@ -42,7 +42,7 @@ class Miniature:
     @classmethod
     def of(cls, gpt: GPTConfig, block: MakeBlock, n_heads: int, n_layers: int) -> "Miniature":
         """The miniature of `gpt` at base width, which is here `n_heads` heads."""
-        d_head, D = gpt.d_model // gpt.n_heads, n_heads * D_HEAD
+        d_head, D = gpt.d_head, n_heads * D_HEAD
         base_d_head = gpt.base_d_head or d_head
         wider = gpt.parametrization != "standard" and base_d_head != d_head
         only_wider = wider and d_head * (gpt.base_d_model or 0) == base_d_head * gpt.d_model
