@@ -2,11 +2,10 @@
 
     python scripts/benchmark_structures.py [--only table,ablation,judge,quickstart,speed] [--folder FOLDER]
 
-table       {AdamW, Muon} x {GPT-3, modern} at 4 layers x 256, and modern with half the tokens: five paired seeds, lr by
-            tune lr for each arm
+table       {AdamW, Muon} x {GPT-3, modern} at 4 layers x 256, and modern with half the tokens: five paired seeds
 ablation    each change of structure or loss alone: configs/task/ablation.yaml
 judge       how tune compare decides on the losses of the table: an arm against itself, and with planted differences
-quickstart  configs/quickstart.yaml beside the same run with configs/model/modern-4x192.yaml on top
+quickstart  configs/quickstart.yaml beside the same run with GPT-3's structure
 speed       seconds of a training step of each structure over GPT-3's, in turns
 
 Runs are kept in the folder, so that an interrupted benchmark goes on where it stopped. On two idle cores table takes an
@@ -34,26 +33,38 @@ from gpt_lightning.tune.compare.verdict import compare, judge
 QUICKSTART, MODERN = "configs/quickstart.yaml", "configs/model/modern-4x256.yaml"
 STRUCTURE = yaml.safe_load((Path(__file__).parents[1] / MODERN).read_text(encoding="utf-8"))["model"]["gpt"]
 SIZE = {name: STRUCTURE[name] for name in ("n_layers", "n_heads", "d_model")}
-ADAMW, MUON = {"model": {"optim": {"name": "adamw"}}}, {"model": {"optim": {"name": "muon"}}}
-TOKENS, SEEDS, TRIAL_TOKENS = 614_400, 5, 81_920
+GPT3 = {name: getattr(GPTConfig(), name) for name in STRUCTURE} | SIZE
+TOKENS, SEEDS = 307_200, 5
+LR = {"adamw": (1.0e-3, 1.0e-3), "muon": (6.0e-3, 6.0e-3)}  # of GPT-3's structure and of modern (EXPERIMENTS.md)
+BATCH = {
+    "adamw": (2, 512),
+    "muon": (8, 2_048),
+}  # sequences of a micro-batch and tokens of a step, as suit the optimizer
 RESAMPLINGS = 200
 STEPS = 15
 
 
-def table(folder: Path) -> dict[str, Any]:
-    """The four cells, and modern at half the tokens with either optimizer; baseline is GPT-3 with AdamW."""
-    half = {"max_tokens": TOKENS // 2}
-    arms = {
-        "modern_adamw": [MODERN, ADAMW],
-        "modern_adamw_half": [MODERN, ADAMW, half],
-        "gpt3_muon": MUON,
-        "modern_muon": [MODERN, MUON],
-        "modern_muon_half": [MODERN, MUON, half],
-    }
-    options = {"max_tokens": TOKENS, "model.optim.name": "adamw", "tune.arms": arms, "tune.seeds": SEEDS}
-    options |= {f"model.gpt.{name}": value for name, value in SIZE.items()}
-    options |= {"tune.tune_lr": True, "tune.tokens": TRIAL_TOKENS, "tune.dir": str(folder / "table")}
+def table(folder: Path) -> None:
+    """{AdamW, Muon} x {GPT-3, modern}, and modern with half the tokens: a comparison for each optimizer."""
+    for optimizer in LR:
+        compared(folder, optimizer)
+
+
+def compared(folder: Path, optimizer: str) -> dict[str, Any]:
+    """GPT-3 as the baseline, modern, and modern with half the tokens."""
+    (gpt3, modern), (micro_batch_size, batch_tokens) = LR[optimizer], BATCH[optimizer]
+    overlay = [MODERN, {"model": {"optim": {"lr": modern}}}]
+    arms = {"modern": overlay, "modern_half": [*overlay, horizon(TOKENS // 2)]}
+    options = {**horizon(TOKENS), "model.optim.name": optimizer, "model.optim.lr": gpt3}
+    options |= {"data.micro_batch_size": micro_batch_size, "data.batch_tokens": batch_tokens}
+    options |= {f"model.gpt.{name}": value for name, value in GPT3.items()}
+    options |= {"tune.arms": arms, "tune.seeds": SEEDS, "tune.dir": str(folder / f"table_{optimizer}")}
     return gl.run([QUICKSTART], options, verb="tune compare")
+
+
+def horizon(tokens: int) -> dict[str, Any]:
+    """A run's length, and its warm-up of a tenth."""
+    return {"max_tokens": tokens, "model.schedule.warmup_tokens": tokens // 10}
 
 
 def ablation(folder: Path) -> None:
@@ -62,16 +73,17 @@ def ablation(folder: Path) -> None:
 
 
 def quickstart(folder: Path) -> None:
-    options = {"tune.arms": {"modern": "configs/model/modern-4x192.yaml"}, "tune.seeds": 3}
+    """GPT-3's structure in place of the quickstart's, all else its own: both runs whole."""
+    structure = {name: getattr(GPTConfig(), name) for name in STRUCTURE if name not in SIZE}
+    options = {"tune.arms": {"gpt3": {"model": {"gpt": structure}}}, "tune.seeds": 3}
     gl.run([QUICKSTART], options | {"tune.dir": str(folder / "quickstart")}, verb="tune compare")
 
 
 def verdicts(folder: Path) -> None:
     """What does the judge say of no difference and of planted ones, in seeds drawn from the table's own spread?"""
-    arms = table(folder)["arms"]
-    scores = [[score - statistics.mean(arm["scores"]) for score in arm["scores"]] for arm in arms.values()]
-    mean = statistics.mean(arms["baseline"]["scores"])
-    noise = [value for arm in scores for value in arm]
+    arms = [arm["scores"] for optimizer in LR for arm in compared(folder, optimizer)["arms"].values()]
+    mean = statistics.mean(score for scores in arms for score in scores)
+    noise = [score - statistics.mean(scores) for scores in arms for score in scores]
     numbers = random.Random(0)
 
     def share(planted: float, n: int, says: Callable[[str], bool]) -> float:
@@ -84,8 +96,10 @@ def verdicts(folder: Path) -> None:
     no_winner = share(0.0, SEEDS, lambda kind: kind not in ("lower", "higher"))
     print(f"an arm against itself: no winner in {no_winner:.1%} of {RESAMPLINGS} resamplings")
     print(f"2% lower: found in {share(0.02, SEEDS, lambda kind: kind == 'lower'):.0%} with {SEEDS} seeds")
-    sd = statistics.pstdev(noise) * 2**0.5
-    print(f"1% lower: {seeds_needed(0.01 * mean / sd, 0.05)} seeds needed for 8 in 10, by the sd of unpaired seeds")
+    n = seeds_needed(0.01 * mean / (statistics.pstdev(noise) * 2**0.5), 0.05)
+    found = {m: share(0.01, max(m, 2), lambda kind: kind == "lower") for m in (n // 2, n, 2 * n)}
+    shares = ", ".join(f"{share:.0%} with {m}" for m, share in found.items())
+    print(f"1% lower: {n} seeds needed for 8 in 10, it says; found in {shares}")
 
 
 def speed(folder: Path) -> None:

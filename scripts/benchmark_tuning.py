@@ -8,7 +8,7 @@ horizon     its answer for whole runs of a million tokens, three models, beside 
 coverage    how often its 90% interval holds the minimum, on simulated curves of several shapes
 width       the best learning rate of widths 64, 128 and 256, with the standard parametrization and with muP
 noise       gradient noise scale against exact per-example gradients, and what measuring it costs a step
-quickstart  tokens after which the tuned quickstart reaches the untuned one's bits per byte
+quickstart  tokens after which the quickstart reaches the bits per byte of what it was untuned, with GPT-3's structure
 
 Every trial is kept in the folder, so that an interrupted run goes on where it stopped. On two cores lr takes about an
 hour, horizon and width half of one, noise two minutes, quickstart ten.
@@ -50,7 +50,8 @@ STACK = {
 }
 UNTUNED = {  # the quickstart as it was before it was tuned, whole
     "max_tokens": 1_800_000,
-    "model.gpt": {"n_layers": 4, "n_heads": 3, "d_model": 192},
+    "model.gpt": {"n_layers": 4, "n_heads": 3, "d_model": 192, "positions": "learned", "norm": "layer", "mlp": "gelu"}
+    | {"qk_norm": False, "bias": True, "zero_init": False},
     "model.optim": {"name": "adamw", "lr": 4.0e-3, "betas": [0.9, 0.95], "weight_decay": 0.1},
     "model.schedule": {"name": "linear", "warmup_tokens": 100_000, "min_lr_ratio": 0.0},
     "data.batch_tokens": 2_048,
@@ -177,7 +178,7 @@ def benchmark_noise(folder: Path) -> None:
 
 
 def benchmark_quickstart(folder: Path) -> None:
-    """The first validation at which the tuned quickstart is at or below the untuned one's last."""
+    """The first validation at which the quickstart is at or below the last of UNTUNED."""
     from gpt_lightning.report.metrics_csv import read_metrics
 
     curves = {}

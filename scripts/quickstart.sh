@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train a GPT on the source code of Python's standard library and let it write. Needs Python 3.11 or later, nothing else;
-# about three minutes on two idle cores after the installation. Started again, it goes on where it stopped. Further
+# about five minutes on two idle cores, less with bf16, after the installation. Started again, it goes on where it stopped. Further
 # options go to `gpt-lightning fit`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -45,6 +45,13 @@ def test_those_for_several_processes_are_run_by_test_distributed():
     assert run_there == {name for name in ALL if name.parts[0] == "trainer"}
 
 
+def test_the_quickstart_has_the_modern_structure():
+    quickstart, modern = (
+        yaml.safe_load((CONFIGS / name).read_text()) for name in ("quickstart.yaml", "model/modern-4x192.yaml")
+    )
+    assert quickstart["model"]["gpt"] == modern["model"]["gpt"]
+
+
 @pytest.mark.slow
 def test_every_arm_of_the_ablation_trains_and_changes_something(folder):
     """An arm whose runs equal the baseline's would be an option that does nothing."""
