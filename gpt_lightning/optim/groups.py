@@ -16,9 +16,6 @@ from torch.distributed.tensor import DTensor
 
 from gpt_lightning.optim.config import OptimConfig
 
-LIKE: dict[str, Any] = {"final_vector": "vector", "head_vector": "vector", "scalar": "vector"}  # for lr_ratios
-
-
 class Facts(Protocol):
     """What the owner of a parameter says of it (model/facts.py)."""
 
@@ -68,7 +65,7 @@ def parameter_groups(
             "name": group,
             "params": list(members.values()),
             "lr": config.lr,
-            "lr_ratio": multiplier.lr * config.lr_ratios.get(LIKE.get(role, role), 1.0),
+            "lr_ratio": multiplier.lr * config.lr_ratios.get(tuned_role(role), 1.0),
             "weight_decay": float(decay) * multiplier.weight_decay if role in decayed else 0.0,
             "grad_weight": multiplier.grad_weight,
         }
@@ -78,6 +75,11 @@ def parameter_groups(
         else:
             groups.append(settings | _adamw(config, multiplier.eps, members.values()))
     return groups
+
+
+def tuned_role(role: str) -> Any:
+    """The role that `lr_ratios` has for it: there all vectors and scalars are one."""
+    return "vector" if role in ("final_vector", "head_vector", "scalar") else role
 
 
 def _muon(config: OptimConfig, parts: tuple[int, ...]) -> dict[str, Any]:
