@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from gpt_lightning.optim.config import OptimConfig
 
+
 class Facts(Protocol):
     """What the owner of a parameter says of it (model/facts.py)."""
 
