@@ -3,7 +3,7 @@
 Decoding multiplies one row per sequence with every weight, so a step takes the time to read them:
 
     weights     bytes of 124M   linear layers are
-    float32     498 MB          nn.Linear in the products of few_rows.py; the model can still be trained or exported
+    float32     498 MB          nn.Linear in the products of few_rows.py
     bfloat16    249 MB          Bfloat16Linear: packed once, which torch does anew for every product
     int8        124 MB          Int8Linear (int8.py)
 

@@ -1,4 +1,4 @@
-"""OptimConfig, and the parameters in groups by role, each with its own learning rate, decay and eps.
+"""The parameters in groups by role, each with its own learning rate, decay and eps.
 
 Vectors (LayerNorms and biases) are never decayed: they are scales and offsets, which decay would pull towards a
 meaningless zero. Embeddings are a choice: nanoGPT decays them, PaLM and OLMo 2 do not.
@@ -47,11 +47,15 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """One optimizer group per name in `group_names`. Every parameter is in exactly one group.
 
-    Raises ValueError when a parameter has no role.
+    Raises ValueError when a parameter has no role, and when lr_ratios has one that no parameter has.
     """
     without_role = sorted(set(parameters) - set(facts))
     if without_role:
         raise ValueError(f"no role for parameters {', '.join(without_role)}; give each one a role")
+    absent = sorted(set(config.lr_ratios) - {tuned_role(facts[name].role) for name in parameters})
+    if absent:
+        tied = "; the readout is the embedding, for tie_embedding is true" if absent == ["readout"] else ""
+        raise ValueError(f"lr_ratios {', '.join(absent)}: the model has no such parameter{tied}")
     names = group_names(facts)
     decayed = {"hidden", "readout"} | ({"embedding"} if config.decay_embeddings else set())
     decay = config.weight_decay

@@ -125,8 +125,8 @@ class CompareResult:
             )
         if self.recommendation.startswith("cannot tell yet"):
             lines.append(
-                "adding seeds until something is found makes a false find likelier, 10% after four looks at level 5%; for "
-                "a strict answer take fresh ones: --seed_everything 1000 --data.seed 1000 and another tune.dir"
+                "adding seeds until something is found makes a false find likelier, 10% after four looks at level 5%; "
+                "for a strict answer take fresh ones: --seed_everything 1000 --data.seed 1000 and another tune.dir"
             )
         return lines
 
