@@ -212,7 +212,8 @@ def test_initial_weights_follow_the_facts(case):
         if fact.residual and gpt.config.zero_init:
             assert torch.all(p == 0), name
         elif fact.role == "hidden":
-            std = hidden / 6**0.5 if name.endswith(("out.weight", "proj.weight")) else hidden
+            joins = gpt.config.norm_place == "before" and name.endswith(("out.weight", "proj.weight"))
+            std = hidden / 6**0.5 if joins else hidden
             assert p.std().item() == pytest.approx(std, rel=0.05), name
         elif name.endswith("shift"):
             assert torch.all(p == 0.25)
