@@ -11,8 +11,6 @@ The readout is one of them, a third of the weights; the embedding, of which a st
 Activations, attention and its cache are float32 in all three.
 """
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -36,7 +34,7 @@ class Bfloat16Linear(nn.Module):
         return y.float() if self.bias is None else torch.add(y, self.bias)  # float32, as the bias
 
 
-KINDS: dict[str, Callable[..., nn.Module]] = {"float32": FewRowsLinear, "bfloat16": Bfloat16Linear, "int8": Int8Linear}
+KINDS: dict[str, type[nn.Module]] = {"float32": FewRowsLinear, "bfloat16": Bfloat16Linear, "int8": Int8Linear}
 
 
 def prepare(gpt: GPT, weights: str = "float32") -> GPT:
