@@ -22,8 +22,8 @@ def run(
 ) -> dict[str, Any]:
     """Do what `gpt-lightning VERB` does: YAML overlays, later ones win, and options by dotted name over all.
 
-    verb: fit trains, and gives the run's last metrics, its size and its `run_dir`; "tune suggest", "tune lr", "tune
-        batch" and "tune verify" tune, and give the numbers of their result and its folder as `dir`.
+    verb: fit trains, and gives the run's last metrics, its size and its `run_dir`; "tune suggest" and the
+        other verbs of tuning give the numbers of their result, and its folder as `dir`.
     Raises ValueError for what the user can mend.
     """
     flags = ((name, value if isinstance(value, str) else json.dumps(value)) for name, value in (options or {}).items())

@@ -129,6 +129,12 @@ def find_checkpoint(path: str | Path) -> Path:
     raise ValueError(f"no checkpoint in {path}; expected a run folder with checkpoints/, or a .ckpt file")
 
 
+def checkpoint_digest(path: str | Path) -> str:
+    """SHA-256 of the checkpoint meant by `path`, as it was saved; of one in shards, of their digests."""
+    path = find_checkpoint(path)
+    return files.sha256(path / sharded.SUMS) if sharded.is_sharded(path) else "".join(_digests(path)[:1])
+
+
 def find_tokenizer(path: str | Path) -> Path:
     """The tokenizer.json of the run that `path`, a run folder or one of its checkpoints, belongs to."""
     checkpoint = find_checkpoint(path)

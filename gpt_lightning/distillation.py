@@ -49,6 +49,10 @@ class Distillation(Loss):
         self.path, self.share, self.temperature = teacher, share, temperature
         object.__setattr__(self, "_teacher", None)  # no submodule; read when training starts, and scores need none
 
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        return (self.path,)
+
     def teacher(self) -> GPT:
         """The frozen teacher. Raises ValueError where there is none that can be read without running code."""
         if self._teacher is None:

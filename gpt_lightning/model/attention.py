@@ -117,7 +117,8 @@ def band_block_mask(n_tokens: int, band_width: int, device: torch.device) -> Blo
     def in_band(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query - key < band_width)
 
-    return create_block_mask(in_band, None, None, n_tokens, n_tokens, device=str(device))
+    with torch.inference_mode(False):  # one made in validation is kept, and training saves it for backward
+        return create_block_mask(in_band, None, None, n_tokens, n_tokens, device=str(device))
 
 
 def document_block_mask(first: Int[Tensor, "batch time"], band_width: int | None) -> BlockMask:
@@ -149,7 +150,7 @@ class CausalSelfAttention(nn.Module):
         self.q_norm, self.k_norm = (RMSNorm(K) if config.qk_norm else nn.Identity() for _ in range(2))
         self.rotary = Rotary(K, config.context_length) if config.positions == "rotary" else None
         self.value_mix = nn.Parameter(torch.empty(1)) if config.value_residual else None
-        self.proj = Linear(D, D, config.bias, residual=True, std=0.0 if config.zero_init else 1.0)
+        self.proj = Linear(D, D, config.bias, residual=True)
         self.residual_dropout = nn.Dropout(config.dropout)
 
     def forward(

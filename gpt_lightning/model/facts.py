@@ -36,7 +36,7 @@ class Facts:
     mean: float = 0.0
     """Initial mean."""
     residual: bool = False
-    """Whether its output is added to the residual stream, as that of attn.proj and mlp.proj."""
+    """Whether its output is added to the residual stream, as that of attn.proj and mlp.proj; zero_init sets it to 0."""
     parts: tuple[int, ...] = ()
     """Rows of each of several matrices that lie on top of each other, such as (D, d_kv, d_kv); empty for one."""
     active: float = 1.0

@@ -32,8 +32,9 @@ from gpt_lightning.model.facts import LOOK_UP, Facts, facts_of, unset_is_nan
 from gpt_lightning.model.initialization import init_weights
 from gpt_lightning.model.mlp import MLP
 from gpt_lightning.model.norm import norm
-from gpt_lightning.model.parametrization import Role, parametrization
+from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.model.readout import Readout, capped
+from gpt_lightning.model.rotary import Rotary
 
 
 class Block(nn.Module):
@@ -44,13 +45,13 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        numbers, out_std = parametrization(config), 0.0 if config.zero_init else 1.0
+        numbers = parametrization(config)
         before, after = config.norm_place != "after", config.norm_place != "before"
         self.residual_multiplier = numbers.residual
         self.ln_1 = _norm_if(before, config)
         self.attn = CausalSelfAttention(config, numbers.attention_scale)
         self.ln_2 = _norm_if(before, config)
-        self.mlp = MLP(config.d_model, config.inner_width, config.dropout, config.bias, config.mlp, out_std)
+        self.mlp = MLP(config.d_model, config.inner_width, config.dropout, config.bias, config.mlp)
         self.post_ln_1, self.post_ln_2 = _norm_if(after, config), _norm_if(after, config)
 
     def forward(
@@ -110,10 +111,13 @@ class GPT(nn.Module):
         block = self.block(self.config)
         if self.config.parallel and type(block) is Block:  # self.block may be a partial of it, as settings make one
             block = ParallelBlock(self.config)
-        built_in = isinstance(block, Block) and type(block).forward in (Block.forward, ParallelBlock.forward)
+        own, forward = type(block).__name__, (ParallelBlock if self.config.parallel else Block).forward
+        built_in = isinstance(block, Block) and type(block).forward is forward
         for name in ("parallel", "value_residual"):
-            if getattr(self.config, name) and not built_in:
-                raise ValueError(f"{name} is for the built-in block; what {type(block).__name__} does is in its code")
+            if getattr(self.config, name) and not (built_in and isinstance(block.attn, CausalSelfAttention)):
+                raise ValueError(f"{name} is for the built-in block; what {own} does is in its code")
+        if self.config.positions == "rotary" and not any(isinstance(part, Rotary) for part in block.modules()):
+            raise ValueError(f"positions rotary: {own} has no Rotary (model/rotary.py) that turns queries and keys")
         return block
 
     def forward(
@@ -146,6 +150,10 @@ class GPT(nn.Module):
         shared = self._shared(x)
         for i, (block, band_width) in enumerate(zip(self.blocks, self.config.band_widths(), strict=True)):
             x = block(x, masks[band_width], cache.layers[i] if cache else None, **shared)
+        if cache and any(layer.length != past + T for layer in cache.layers):
+            raise ValueError(
+                f"{type(self.blocks[0]).__name__} keeps nothing in its cache: it can be scored, not generate"
+            )
         x = self.ln_f(x)
         return x if self.readout_multiplier == 1 else x * self.readout_multiplier
 
@@ -174,15 +182,14 @@ class GPT(nn.Module):
         """The facts of every parameter by name."""
         return facts_of(self)
 
-    def roles(self) -> dict[str, Role]:
-        """Role of every parameter by name."""
-        return {name: facts.role for name, facts in self.facts().items()}
-
     def parameter_facts(self) -> dict[str, Facts]:
-        """What stands outside the blocks. A tied embedding is a look-up, and multiplies as the readout."""
+        """What no block knows of. A tied embedding is a look-up, and multiplies as the readout."""
         embedding = Facts("embedding") if self.lm_head is None else LOOK_UP
         own = {"wte.weight": embedding} if self.wpe is None else {"wte.weight": embedding, "wpe.weight": LOOK_UP}
         own |= {f"ln_f.{name}": replace(facts, role="final_vector") for name, facts in facts_of(self.ln_f).items()}
+        for i, block in enumerate(self.blocks):
+            if isinstance(block, Block) and self.config.norm_place != "before":
+                own |= {f"blocks.{i}.{name}": facts for name, facts in _normed_last(block).items()}
         return own if self.lm_head is None else {**own, "lm_head.weight": Facts("readout")}
 
     def _masks(
@@ -221,6 +228,14 @@ class GPT(nn.Module):
         if self.flex_attention and device.type == "cuda":
             return {width: document_block_mask(first, width) for width in widths}
         return {width: visible(T, T, width, first, device) for width in widths}
+
+
+def _normed_last(block: Block) -> dict[str, Facts]:
+    """The last norm of a branch is what joins the residual stream, instead of the matrix before it."""
+    facts = {name: replace(said, residual=False) for name, said in facts_of(block).items() if said.residual}
+    for place, last in (("post_ln_1", block.post_ln_1), ("post_ln_2", block.post_ln_2)):
+        facts |= {f"{place}.{name}": replace(said, residual=True) for name, said in facts_of(last).items()}
+    return facts
 
 
 def _norm_if(wanted: bool, config: GPTConfig) -> nn.Module:

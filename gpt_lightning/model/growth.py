@@ -55,11 +55,11 @@ def to_standard(gpt: GPT) -> GPT:
     with torch.device("meta"):
         standard = GPT(plain)
     state = {name: value.detach().clone() for name, value in gpt.state_dict().items()}
-    numbers, normed_last = parametrization(gpt.config), plain.norm_place != "before"
+    numbers = parametrization(gpt.config)
     for name, facts in gpt.facts().items():
         if facts.role == "final_vector":
             state[name] *= numbers.readout
-        if ".post_ln_" in name if normed_last else facts.residual:
+        if facts.residual:
             state[name] *= numbers.residual
     standard.load_state_dict(state, assign=True)
     for block in standard.blocks:

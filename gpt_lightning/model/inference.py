@@ -3,15 +3,13 @@
 Decoding multiplies one row per sequence with every weight, so a step takes the time to read them:
 
     weights     bytes of 124M   linear layers are
-    float32     498 MB          nn.Linear in the products of few_rows.py; the model can still be trained or exported
+    float32     498 MB          nn.Linear in the products of few_rows.py
     bfloat16    249 MB          Bfloat16Linear: packed once, which torch does anew for every product
     int8        124 MB          Int8Linear (int8.py)
 
 The readout is one of them, a third of the weights; the embedding, of which a step reads one row, stays as it is.
 Activations, attention and its cache are float32 in all three.
 """
-
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -36,7 +34,7 @@ class Bfloat16Linear(nn.Module):
         return y.float() if self.bias is None else torch.add(y, self.bias)  # float32, as the bias
 
 
-KINDS: dict[str, Callable[..., nn.Module]] = {"float32": FewRowsLinear, "bfloat16": Bfloat16Linear, "int8": Int8Linear}
+KINDS: dict[str, type[nn.Module]] = {"float32": FewRowsLinear, "bfloat16": Bfloat16Linear, "int8": Int8Linear}
 
 
 def prepare(gpt: GPT, weights: str = "float32") -> GPT:

@@ -23,6 +23,7 @@ def init_weights(module: nn.Module, facts: Mapping[str, Facts], config: GPTConfi
     embedding, hidden, readout            normal         init_std
     those that are residual               normal         init_std x residual_init; 1 / sqrt(2 n_layers) in GPT-2
     vector: biases; norms' weights        constant       0; 1
+    those that are residual, zero_init    constant       0
     std None                              what its module's constructor gave it
 
     facts: of the whole model. Raises ValueError naming what is left without a value.
@@ -34,12 +35,14 @@ def init_weights(module: nn.Module, facts: Mapping[str, Facts], config: GPTConfi
         if fact.std is None:
             own[name] = parameter
         else:
-            std = fact.std * config.init_std * numbers.roles[fact.role].init_std
+            to_zero = config.zero_init and fact.residual
+            std, mean = (0.0, 0.0) if to_zero else (fact.std, fact.mean)
+            std = std * config.init_std * numbers.roles[fact.role].init_std
             std = std * numbers.residual_init if fact.residual else std
             if std:
-                nn.init.normal_(parameter, fact.mean, std, generator=_generator(prefix + name))
+                nn.init.normal_(parameter, mean, std, generator=_generator(prefix + name))
             else:
-                nn.init.constant_(parameter, fact.mean)
+                nn.init.constant_(parameter, mean)
     unset = [prefix + name for name, value in own.items() if value.isnan().any()]
     if unset:
         raise ValueError(

@@ -61,6 +61,11 @@ class Loss(nn.Module, ABC):
         self.chunk_tokens = chunk_tokens
 
     @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """Run folders and checkpoints that it reads: with other contents a run is another."""
+        return ()
+
+    @property
     def in_nats(self) -> bool:
         """Whether its mean is the plain cross entropy, in nats per token, as that of val/loss is."""
         return False

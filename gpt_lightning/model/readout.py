@@ -25,7 +25,10 @@ class Readout(NamedTuple):
 
 def capped(logits: Float[Tensor, "*batch vocab"], softcap: float | None) -> Float[Tensor, "*batch vocab"]:
     """softcap x tanh(logits / softcap), as Gemma 2 caps its logits (2024, arXiv 2408.00118, section 2)."""
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    if softcap is None:
+        return logits
+    logits = logits.to(at_least_float32(logits.dtype))  # in bfloat16 large ones would become equal
+    return softcap * torch.tanh(logits / softcap)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class StepMean:
-    """The mean over all targets of a step that count, in whichever micro-step and on whichever rank they are.
+    """A mean in the making: each micro-step is added to the sums of its step.
 
     Lightning takes the mean over micro-steps and DDP that over ranks, and a mean of means weighs a target by its
     neighbours. So each micro-step gives its sum over a constant, and the step's gradient is corrected once, without a

@@ -1,4 +1,4 @@
-"""OptimConfig, and the parameters in groups by role, each with its own learning rate, decay and eps.
+"""The parameters in groups by role, each with its own learning rate, decay and eps.
 
 Vectors (LayerNorms and biases) are never decayed: they are scales and offsets, which decay would pull towards a
 meaningless zero. Embeddings are a choice: nanoGPT decays them, PaLM and OLMo 2 do not.
@@ -15,8 +15,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from gpt_lightning.optim.config import OptimConfig
-
-LIKE: dict[str, Any] = {"final_vector": "vector", "head_vector": "vector", "scalar": "vector"}  # for lr_ratios
 
 
 class Facts(Protocol):
@@ -49,11 +47,15 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """One optimizer group per name in `group_names`. Every parameter is in exactly one group.
 
-    Raises ValueError when a parameter has no role.
+    Raises ValueError when a parameter has no role, and when lr_ratios has one that no parameter has.
     """
     without_role = sorted(set(parameters) - set(facts))
     if without_role:
         raise ValueError(f"no role for parameters {', '.join(without_role)}; give each one a role")
+    absent = sorted(set(config.lr_ratios) - {tuned_role(facts[name].role) for name in parameters})
+    if absent:
+        tied = "; the readout is the embedding, for tie_embedding is true" if absent == ["readout"] else ""
+        raise ValueError(f"lr_ratios {', '.join(absent)}: the model has no such parameter{tied}")
     names = group_names(facts)
     decayed = {"hidden", "readout"} | ({"embedding"} if config.decay_embeddings else set())
     decay = config.weight_decay
@@ -68,7 +70,7 @@ def parameter_groups(
             "name": group,
             "params": list(members.values()),
             "lr": config.lr,
-            "lr_ratio": multiplier.lr * config.lr_ratios.get(LIKE.get(role, role), 1.0),
+            "lr_ratio": multiplier.lr * config.lr_ratios.get(tuned_role(role), 1.0),
             "weight_decay": float(decay) * multiplier.weight_decay if role in decayed else 0.0,
             "grad_weight": multiplier.grad_weight,
         }
@@ -78,6 +80,11 @@ def parameter_groups(
         else:
             groups.append(settings | _adamw(config, multiplier.eps, members.values()))
     return groups
+
+
+def tuned_role(role: str) -> Any:
+    """The role that `lr_ratios` has for it: there all vectors and scalars are one."""
+    return "vector" if role in ("final_vector", "head_vector", "scalar") else role
 
 
 def _muon(config: OptimConfig, parts: tuple[int, ...]) -> dict[str, Any]:

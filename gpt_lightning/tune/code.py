@@ -15,6 +15,7 @@ from torch import nn
 PACKAGE = Path(__file__).parents[1]
 INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 TRAINING = ("gpt_lightning.module", "gpt_lightning.data.datamodule", "gpt_lightning.callbacks.batch_ramp")
+LOADED: dict[Path, str] = {}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -28,12 +29,16 @@ def class_files(modules: Iterable[nn.Module]) -> set[Path]:
     return {Path(file) for kind in classes(modules) if (file := inspect.getsourcefile(kind))}
 
 
-def training_digest(model: nn.Module, loss: nn.Module) -> str:
+def training_digest(model: nn.Module, loss: nn.Module, callbacks: Iterable[str] = ()) -> str:
     """Digest of what trains this model: module, data, optimizers, its classes and loss, and all that these import.
 
+    callbacks: import paths of others that take part.
+
     The user's own files count like the package's; installed packages do not, nor comments, docstrings and layout.
+    Raises ValueError for a program that is no longer what this process has loaded.
     """
-    names = [*TRAINING, *(kind.__module__ for kind in classes([*model.modules(), *loss.modules()]))]
+    names = [path.rpartition(".")[0] for path in callbacks]
+    names += [*TRAINING, *(kind.__module__ for kind in classes([*model.modules(), *loss.modules()]))]
     for name in TRAINING:
         importlib.import_module(name)
     programs: dict[Path, str] = {}
@@ -41,10 +46,19 @@ def training_digest(model: nn.Module, loss: nn.Module) -> str:
         name = names.pop()
         path = _own_file(name)
         if path is not None and path not in programs:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+            tree = _program(path)
             names += _imported(tree, name)
             programs[path] = _meaning(tree)
     return hashlib.sha256("".join(sorted(programs.values())).encode()).hexdigest()[:12]
+
+
+def _program(path: Path) -> ast.Module:
+    """As it was when it was first asked for: what runs was loaded before. Where the file is gone, it still runs."""
+    now = path.read_text(encoding="utf-8") if path.is_file() else None
+    loaded = LOADED.setdefault(path, now or "")
+    if now is not None and now != loaded and _meaning(ast.parse(now)) != _meaning(ast.parse(loaded)):
+        raise ValueError(f"{path} was changed after it was loaded; start again, in a notebook with a new kernel")
+    return ast.parse(loaded)
 
 
 def _own_file(name: str) -> Path | None:

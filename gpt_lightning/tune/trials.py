@@ -1,14 +1,15 @@
 """Trials: short runs of a stack with some settings changed.
 
 A trial is a run like any other, with the same data, schedule shape, clipping and precision, but on one device, without
-logger, samples and checkpoints, and it writes nothing. Its warm-up, decay and batch ramp are shortened as its horizon
-is, so that every trial has a whole schedule: stopping a long run early would favour small learning rates.
+logger, samples and checkpoints, and it writes nothing. Its warm-up, decay and batch ramp are scaled as its horizon is,
+so that every trial has a whole schedule: stopping a long run early would favour small learning rates.
 """
 
 import contextlib
 import gc
 import importlib
 import platform
+import re
 import signal
 import sys
 import time
@@ -24,9 +25,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gpt_lightning.callbacks.metrics import MAX_SKIPPED_STEPS
 from gpt_lightning.callbacks.steps import ends_step
+from gpt_lightning.checkpoint import checkpoint_digest
 from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.data.mixture import as_mixture, open_mixture
-from gpt_lightning.run.build import Run, build
+from gpt_lightning.run.build import Run, build, supported_precision
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import quiet
 
@@ -73,25 +75,42 @@ def run_identity(stack: Stack) -> dict[str, Any]:
         group, _, key = name.rpartition(".")
         (kept[group] if group else kept).pop(key, None)
     corpora = open_mixture(as_mixture(stack["data.corpus"]), stack.settings("data.prepare"), stack["data.corpora_dir"])
-    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
-    return {"stack": kept, "corpora": [corpus.identity for corpus in corpora], "machine": machine}
+    found = {"stack": kept, "corpora": [corpus.identity for corpus in corpora], "machine": _machine(stack)}
+    read = [path for path in (stack["model.init_from"], *stack.loss().checkpoints) if path]
+    return {**found, "checkpoints": {path: checkpoint_digest(path) for path in read}} if read else found
+
+
+def _machine(stack: Stack) -> str:
+    """What computes, and in which precision."""
+    name = platform.processor()
+    with contextlib.suppress(OSError, IndexError):  # Linux has no name in platform
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        name = re.findall(r"^model name\s*: (.*)$", text, re.MULTILINE)[0]
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else name
+    return f"{name}, {supported_precision(stack['trainer.precision'], stack['trainer.accelerator'])[0]}"
+
+
+def horizon(stack: Stack, tokens: int) -> dict[str, Any]:
+    """A run's length as options; warm-up, decay and batch ramp keep their share of it."""
+    share, decay = tokens / stack["max_tokens"], stack["model.schedule.decay_tokens"]
+    return {
+        "max_tokens": tokens,
+        "model.schedule.warmup_tokens": round(stack["model.schedule.warmup_tokens"] * share),
+        "model.schedule.decay_tokens": decay and max(round(decay * share), 1),
+        "batch_ramp.ramp_tokens": round(stack["batch_ramp.ramp_tokens"] * share),
+    }
 
 
 def trial_stack(stack: Stack, options: Mapping[str, Any], seed: int = 0) -> Stack:
     """The stack of a trial: bare, of another seed, its schedule as long as its horizon, with `options` over all."""
     tokens = options.get("max_tokens", stack["max_tokens"])
-    share = min(tokens / stack["max_tokens"], 1.0)
-    decay = stack["model.schedule.decay_tokens"]
-    shortened = {
-        "model.schedule.warmup_tokens": round(stack["model.schedule.warmup_tokens"] * share),
-        "model.schedule.decay_tokens": decay and max(round(decay * share), 1),
-        "batch_ramp.ramp_tokens": round(stack["batch_ramp.ramp_tokens"] * share),
+    other = {
         "seed_everything": stack["seed_everything"] + seed,
         "data.seed": stack["data.seed"] + seed,
         "val_interval_tokens": tokens,
         "trainer.callbacks": _quiet_callbacks(stack),
     }
-    return stack.with_({**BARE, **shortened, **options})
+    return stack.with_({**BARE, **horizon(stack, tokens), **other, **options})
 
 
 def train(

@@ -124,7 +124,7 @@ def test_flops_are_the_products_that_torch_counts_and_the_attention_formula(case
 
 @over_cases
 def test_with_a_cache_the_logits_are_those_without_it(case):
-    gpt = build(case)
+    gpt = shaken(case)
     cache = gpt.new_cache()
     stepwise = torch.cat([gpt(TOKENS[:, i : i + n], cache) for i, n in ((0, 5), *((i, 1) for i in range(5, 12)))], 1)
     torch.testing.assert_close(stepwise, gpt(TOKENS), atol=1e-12, rtol=0)
@@ -132,7 +132,7 @@ def test_with_a_cache_the_logits_are_those_without_it(case):
 
 @over_cases
 def test_greedy_text_is_the_argmax_of_the_full_run(case):
-    gpt, prompt = build(case), TOKENS[:1, :4]
+    gpt, prompt = shaken(case), TOKENS[:1, :4]
     steps = generate_tokens(gpt, [prompt[0].tolist()], SamplingConfig(max_new_tokens=6, temperature=0.0), eot_id=-1)
     written = [token for (token,) in steps]
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_every_parameter_has_facts_and_is_in_one_optimizer_group(case, optim):
             "scalar" if name.endswith("value_mix") else "head_vector" if "attn" in name and "norm" in name else None
         )
         expected = of_heads or ("hidden" if parameter.ndim == 2 else "vector")
-        assert gpt.roles()[f"blocks.{name}"] == expected
+        assert gpt.facts()[f"blocks.{name}"].role == expected
 
 
 @over_cases
@@ -212,7 +212,8 @@ def test_initial_weights_follow_the_facts(case):
         if fact.residual and gpt.config.zero_init:
             assert torch.all(p == 0), name
         elif fact.role == "hidden":
-            std = hidden / 6**0.5 if name.endswith(("out.weight", "proj.weight")) else hidden
+            joins = gpt.config.norm_place == "before" and name.endswith(("out.weight", "proj.weight"))
+            std = hidden / 6**0.5 if joins else hidden
             assert p.std().item() == pytest.approx(std, rel=0.05), name
         elif name.endswith("shift"):
             assert torch.all(p == 0.25)

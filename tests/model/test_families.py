@@ -9,6 +9,7 @@ import torch
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.huggingface.choice import READ, WRITTEN, _structure, family_of, why_not_written
 from gpt_lightning.model.huggingface.folder import export_gpt, import_gpt
+from gpt_lightning.model.inference import prepare
 from gpt_lightning.serve.text import TextGenerator
 from tests.model.parity import CONTEXT, VOCAB, assert_same_logits, imported, our_gpt, shaken
 
@@ -157,6 +158,12 @@ def test_bf16_weights_stay_bf16_unless_they_are_folded(tokenizer_path, tmp_path)
         rounded.load_state_dict({name: value.bfloat16() for name, value in rounded.state_dict().items()})
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / str(i), dtype=torch.float32)
         assert_same_logits(rounded, theirs, 1e-4 if settings is BANDED else 1e-5)
+
+
+def test_a_model_prepared_for_generation_is_not_exported(tokenizer_path, tmp_path):
+    with pytest.raises(ValueError, match="prepared for generation"):
+        export_gpt(prepare(our_gpt(**LLAMA)), tokenizer_path, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
 
 
 def test_config_json_speaks_to_new_and_to_old_readers(tokenizer, tokenizer_path, tmp_path):

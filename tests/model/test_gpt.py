@@ -77,7 +77,7 @@ def test_the_first_loss_is_that_of_a_uniform_guess():
 @pytest.mark.parametrize("tie_embedding", [True, False])
 def test_every_parameter_has_one_role(tie_embedding):
     gpt = GPT(tiny(tie_embedding=tie_embedding))
-    roles = gpt.roles()
+    roles = {name: facts.role for name, facts in gpt.facts().items()}
     assert set(roles) == {name for name, _ in gpt.named_parameters()}
     assert set(roles.values()) <= set(get_args(Role))
     by_role = {role: {name for name in roles if roles[name] == role} for role in get_args(Role)}

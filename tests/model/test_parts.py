@@ -13,8 +13,9 @@ from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.gpt import GPT
 from gpt_lightning.model.linear import Linear, after
 from gpt_lightning.model.norm import EPS, RMSNorm
+from gpt_lightning.model.readout import capped
 from gpt_lightning.model.rotary import Rotary
-from tests.blocks import GatedBlock
+from tests import blocks
 
 DEFINITIONS = {
     "gelu": lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))),
@@ -116,8 +117,21 @@ def test_queries_are_normed_before_they_turn_and_scores_depend_on_distance_alone
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_with_zero_init_every_layer_starts_as_the_identity(parallel):
-    gpt = GPT(GPTConfig(16, 8, n_layers=2, n_heads=2, d_model=16, zero_init=True, parallel=parallel))
+@pytest.mark.parametrize("norm_place", ["before", "after", "both"])
+def test_with_zero_init_every_layer_starts_as_the_identity_and_no_gradient_is_huge(parallel, norm_place):
+    structure = {"zero_init": True, "parallel": parallel, "norm_place": norm_place}
+    gpt = GPT(GPTConfig(16, 8, n_layers=2, n_heads=2, d_model=16, **structure))
+    x = torch.randn(2, 8, 16)
+    assert torch.equal(gpt.blocks[1](x), x)
+    tokens = torch.arange(8)[None]
+    F.cross_entropy(gpt(tokens)[0, :-1], tokens[0, 1:]).backward()
+    norms = {name: p.grad.norm().item() for name, p in gpt.named_parameters()}
+    assert max(norms.values()) < 3  # 240 where a norm's slope at 0 comes before what is 0
+    assert all(norms[name] > 0 for name, facts in gpt.facts().items() if facts.residual and name.endswith("weight"))
+
+
+def test_zero_init_starts_what_a_block_of_ones_own_declares_to_join_the_stream_at_zero():
+    gpt = GPT(GPTConfig(16, 8, n_layers=2, n_heads=2, d_model=16, zero_init=True), blocks.ParallelBlock)
     x = torch.randn(2, 8, 16)
     assert torch.equal(gpt.blocks[1](x), x)
 
@@ -125,11 +139,11 @@ def test_with_zero_init_every_layer_starts_as_the_identity(parallel):
 def test_a_softcap_holds_logits_within_it():
     torch.manual_seed(0)
     config = GPTConfig(16, 8, n_layers=1, n_heads=2, d_model=16, init_std=2.0)
-    plain, capped = GPT(config), GPT(GPTConfig(**{**config.__dict__, "logit_softcap": 5.0}))
-    capped.load_state_dict(plain.state_dict())
+    plain, soft = GPT(config), GPT(GPTConfig(**{**config.__dict__, "logit_softcap": 5.0}))
+    soft.load_state_dict(plain.state_dict())
     tokens = torch.randint(0, 16, (2, 8))
-    assert plain(tokens).abs().max() > 10 and capped(tokens).abs().max() < 5
-    torch.testing.assert_close(capped(tokens), 5 * torch.tanh(plain(tokens) / 5))
+    assert plain(tokens).abs().max() > 10 and soft(tokens).abs().max() < 5
+    torch.testing.assert_close(soft(tokens), 5 * torch.tanh(plain(tokens) / 5))
 
 
 @pytest.mark.parametrize(
@@ -146,10 +160,40 @@ def test_a_structure_that_cannot_be_is_named(settings, message):
         GPTConfig(**settings)
 
 
+@pytest.mark.parametrize("block", [blocks.GatedBlock, blocks.GroupedBlock])
 @pytest.mark.parametrize("option", ["parallel", "value_residual"])
-def test_what_only_the_built_in_block_does_is_refused_for_another(option):
-    with pytest.raises(ValueError, match=f"{option} is for the built-in block; what GatedBlock does"):
-        GPT(GPTConfig(16, 8, n_layers=1, n_heads=2, d_model=16, **{option: True}), GatedBlock)
+def test_what_only_the_built_in_block_does_is_refused_for_another(option, block):
+    with pytest.raises(ValueError, match=f"{option} is for the built-in block; what {block.__name__} does"):
+        GPT(GPTConfig(16, 8, n_layers=1, n_heads=2, d_model=16, **{option: True}), block)
+
+
+def test_rotary_positions_are_refused_for_a_block_that_turns_nothing():
+    with pytest.raises(ValueError, match="positions rotary: GroupedBlock has no Rotary"):
+        GPT(GPTConfig(16, 8, n_layers=1, n_heads=2, d_model=16, positions="rotary"), blocks.GroupedBlock)
+
+
+class Forgetful(nn.Module):
+    """A layer that takes a cache and keeps nothing in it."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.out = nn.Linear(config.d_model, config.d_model)
+
+    def forward(self, x, mask=None, cache=None):
+        return x + self.out(x.cumsum(1))
+
+
+def test_a_block_that_keeps_nothing_in_its_cache_can_be_scored_and_does_not_generate():
+    gpt = GPT(GPTConfig(16, 8, n_layers=1, n_heads=2, d_model=16), Forgetful)
+    gpt(torch.arange(4)[None])
+    with pytest.raises(ValueError, match="Forgetful keeps nothing in its cache"):
+        gpt(torch.arange(4)[None], gpt.new_cache())
+
+
+def test_a_softcap_in_bfloat16_keeps_large_logits_apart():
+    close = torch.tensor([20.0, 20.125], dtype=torch.bfloat16)
+    low, high = capped(close, 15.0)
+    assert low < high
 
 
 def test_a_gated_mlp_has_about_as_many_parameters_as_a_plain_one():

@@ -128,7 +128,7 @@ def test_hidden_matrices_go_to_muon_and_all_else_to_adamw():
     numbers = parametrization(gpt.config, config.hidden_update).roles
     optimizer = build_optimizer(dict(gpt.named_parameters()), gpt.facts(), config, numbers)
     by_muon = {id(p) for group in optimizer.param_groups if group["algorithm"] == "muon" for p in group["params"]}
-    hidden = {id(p) for name, p in gpt.named_parameters() if gpt.roles()[name] == "hidden"}
+    hidden = {id(p) for name, p in gpt.named_parameters() if gpt.facts()[name].role == "hidden"}
     assert by_muon == hidden and len(hidden) == 8
     for p in gpt.parameters():
         p.grad = torch.randn_like(p)

@@ -61,7 +61,7 @@ def one_step_of_plain_adamw(changes: dict) -> dict[str, torch.Tensor]:
     lr *= min((256 + STEP / 2) / option("model.schedule.warmup_tokens", 1), 1)
     ratios, decay = option("model.optim.lr_ratios", {}), option("model.optim.weight_decay", 0.1)
     undecayed = {"vector"} if option("model.optim.decay_embeddings", True) else {"vector", "embedding"}
-    roles = [role.removeprefix("final_") for role in gpt.roles().values()]
+    roles = [facts.role.removeprefix("final_") for facts in gpt.facts().values()]
     groups = [
         {"params": [p], "lr": lr * ratios.get(role, 1.0), "weight_decay": 0.0 if role in undecayed else decay}
         for p, role in zip(gpt.parameters(), roles, strict=True)

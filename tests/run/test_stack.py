@@ -44,6 +44,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "muon.yaml").write_text("model: {optim: {name: muon, lr_ratios: {hidden: 2.0}, lr: 5e-3}}\n")
     (tmp_path / "gpt.yaml").write_text("n_layers: 3\nd_model: 96\n")
+    (tmp_path / "task.yaml").write_text("tune: {seeds: 3}\n")
     return tmp_path
 
 
@@ -90,6 +91,8 @@ def test_text_stays_text_and_counts_are_numbers():
         (["--model.gpt.bias=maybe"], ["model.gpt.bias", "true or false", "maybe"]),
         (["--model.gpt.n_layer=2"], ["n_layer", "did you mean model.gpt.n_layers"]),
         (["--model.gpt", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--config", "task.yaml"], ["tune", "such as gpt-lightning tune compare"]),
+        (["--tune.seeds=3"], ["tune.seeds", "such as gpt-lightning tune compare"]),
         (["--val_interval_tokens=0"], ["val_interval_tokens", "0"]),
         (["stray"], ["stray", "--key value"]),
     ],

@@ -1,5 +1,8 @@
 """The digest of the code that trains a model changes with what runs, wherever it stands, and with nothing else."""
 
+import importlib
+
+import pytest
 import torch
 
 from gpt_lightning.model.gpt import GPT, GPTConfig
@@ -37,8 +40,26 @@ def test_a_changed_line_counts_and_a_comment_a_docstring_and_layout_do_not(tmp_p
         (tmp_path / name).write_text('"""What it is."""\n\n# and why\n' + text.replace(" = ", "  =  "))
         assert digest(own_block) == before
         (tmp_path / name).write_text(text + "MORE = 1\n")
+        with pytest.raises(ValueError, match=f"{name} was changed after it was loaded"):
+            digest(own_block)
+        code.LOADED.clear()  # another process
         assert digest(own_block) != before, name
         (tmp_path / name).write_text(text)
+        code.LOADED.clear()
+    assert digest(own_block) == before
+    (tmp_path / "my_numbers.py").unlink()
+    assert digest(own_block) == before, "what was loaded runs without its file"
+
+
+def test_a_callback_of_the_users_own_counts(tmp_path, monkeypatch):
+    (tmp_path / "my_averages.py").write_text("class Average: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("my_averages")
+    with torch.device("meta"):
+        gpt = GPT(CONFIG)
+    plain = training_digest(gpt, CrossEntropy())
+    assert training_digest(gpt, CrossEntropy(), ["lightning.pytorch.callbacks.Timer"]) == plain
+    assert training_digest(gpt, CrossEntropy(), ["my_averages.Average"]) != plain
 
 
 def test_it_reads_what_trains_and_not_what_is_installed(monkeypatch):

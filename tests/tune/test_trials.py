@@ -17,7 +17,7 @@ from gpt_lightning.report.metrics_csv import read_metrics
 from gpt_lightning.run.build import build
 from gpt_lightning.run.fit import run
 from gpt_lightning.run.stack import Stack, read_stack
-from gpt_lightning.tune.trials import score, train, trial_stack
+from gpt_lightning.tune.trials import run_identity, score, train, trial_stack
 from tests.fixtures import arguments, environment
 
 OPTIONS = {"data.corpus": "text.txt", "max_tokens": 1024, "val_interval_tokens": 1024, "model.gpt.dropout": 0.0}
@@ -41,6 +41,20 @@ def test_trials_do_not_depend_on_those_before_and_other_seeds_are_other_runs(fol
     first = train(same, {"model.optim.lr": 0.01}, seed=0)
     assert train(same, {"model.optim.lr": 0.02}, seed=1).losses[0] != first.losses[0]
     assert train(same, {"model.optim.lr": 0.01}, seed=0).losses == first.losses
+
+
+@pytest.mark.slow
+def test_other_weights_to_start_from_make_another_run(folder):
+    """Under the same path: a measurement with the old ones does not count."""
+
+    def identity() -> dict:
+        return run_identity(stack("--model.init_from=first"))
+
+    run([*arguments(OPTIONS), "--run_dir=first"])
+    before = identity()
+    assert before == identity() and before != run_identity(stack())
+    run([*arguments(OPTIONS), "--run_dir=first", "--if_exists=overwrite", "--model.optim.lr=0.02"])
+    assert identity() != before
 
 
 def test_schedule_and_ramp_are_shortened_with_the_horizon(folder):

@@ -15,6 +15,7 @@ from gpt_lightning.model.gpt import GPT, Block, ParallelBlock
 from gpt_lightning.model.growth import to_standard
 from gpt_lightning.model.huggingface import files
 from gpt_lightning.model.huggingface.choice import family_named, family_of
+from gpt_lightning.model.inference import KINDS
 
 BUILT_IN = (Block, ParallelBlock)
 
@@ -59,6 +60,8 @@ def export_gpt(gpt: GPT, tokenizer_json_path: str | Path, folder: str | Path) ->
     own = [f"{type(b).__module__}.{type(b).__qualname__}" for b in gpt.blocks if type(b) not in BUILT_IN]
     if own:
         raise ValueError(not_ours(own[0]))
+    if any(isinstance(part, tuple(KINDS.values())) for part in gpt.modules()):
+        raise ValueError("this model was prepared for generation, as gl.load does; export its run folder or checkpoint")
     family = family_of(config)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; choose another folder")

@@ -18,6 +18,7 @@ import torch
 
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.huggingface.family import ANY, UNGATED, Family, Settings, State, our_kinds, shortest
+from gpt_lightning.model.norm import EPS
 
 LARGEST_DELTA = (
     50.0  # times what LayerNorm gives; logits of 4 layers of 256 are off by 6e-6 at 6, 2e-5 at 31, 6e-5 at 117
@@ -70,7 +71,7 @@ GPT2 = Family(
         "init_std": ("initializer_range", 0.02),
     },
     constants={
-        "layer_norm_epsilon": ((1e-5,), 1e-5),
+        "layer_norm_epsilon": ((EPS,), 1e-5),
         "scale_attn_weights": ((True,), True),
         "scale_attn_by_inverse_layer_idx": ((False,), False),
         "add_cross_attention": ((False,), False),
@@ -162,7 +163,7 @@ GPT_NEO = Family(
         "tie_embedding": ("tie_word_embeddings", True),
         "init_std": ("initializer_range", 0.02),
     },
-    constants={"layer_norm_epsilon": ((1e-5,), 1e-5)},
+    constants={"layer_norm_epsilon": ((EPS,), 1e-5)},
     activation=("activation_function", "gelu_new"),
     activations=UNGATED,
     options={"bias": (True, False), "attention_pattern": ANY},

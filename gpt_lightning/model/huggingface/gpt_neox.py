@@ -8,6 +8,7 @@ from typing import Any
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.huggingface import rope
 from gpt_lightning.model.huggingface.family import UNGATED, Family, Settings, State
+from gpt_lightning.model.norm import EPS
 
 
 def neox_settings(config: GPTConfig) -> dict[str, Any]:
@@ -78,7 +79,7 @@ GPT_NEOX = Family(
         "tie_embedding": ("tie_word_embeddings", False),
         "init_std": ("initializer_range", 0.02),
     },
-    constants={"layer_norm_eps": ((1e-5,), 1e-5)},
+    constants={"layer_norm_eps": ((EPS,), 1e-5)},
     activation=("hidden_act", "gelu"),
     activations=UNGATED,
     options={"positions": ("rotary",), "parallel": (False, True), "bias": (True, False)},

@@ -10,6 +10,7 @@ from typing import Any
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.huggingface import rope
 from gpt_lightning.model.huggingface.family import ANY, GATED, Family, Settings, expect, our_kinds, shortest
+from gpt_lightning.model.norm import EPS
 
 KINDS = {"dense": "full_attention", "banded": "sliding_attention"}
 SIZES: dict[str, tuple[str, Any]] = {
@@ -125,7 +126,7 @@ LLAMA = Family(
         "mlp.proj": ("mlp_bias", False),
     },
     fields=SIZES,
-    constants={"rms_norm_eps": ((1e-5,), 1e-6)},
+    constants={"rms_norm_eps": ((EPS,), 1e-6)},
     activation=("hidden_act", "silu"),
     activations=GATED,
     options={"positions": ("rotary",), "norm": ("rms",), "n_kv_heads": ANY, "bias": (True, False)},

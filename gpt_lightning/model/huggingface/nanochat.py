@@ -16,8 +16,7 @@ from torch import Tensor
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.huggingface.family import ANY, Family, Settings, State
 from gpt_lightning.model.huggingface.llama import LLAMA, SIZES, llama_fields
-
-EPS = 1e-5  # of our norms
+from gpt_lightning.model.norm import EPS
 
 
 def unfold_nanochat(config: GPTConfig, state: State, settings: Settings) -> State:

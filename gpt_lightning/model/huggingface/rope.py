@@ -7,8 +7,8 @@ written, and both are read.
 from typing import Any
 
 from gpt_lightning.model.huggingface.family import Settings, expect
+from gpt_lightning.model.rotary import BASE
 
-BASE = 10000.0
 SETTINGS: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": BASE}, "rope_theta": BASE}
 KNOWN = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from gpt_lightning.model.gpt import GPT, Block
 from gpt_lightning.run.build import check
@@ -35,7 +36,8 @@ class Arm:
         """What decides the results of its runs, but for their seeds and length: settings, corpora, machine, code."""
         with torch.device("meta"):
             model = GPT(self.stack.settings("model.gpt"), self.stack.own_block() or Block)
-        return {**run_identity(self.stack), "code": training_digest(model, self.stack.loss())}
+        callbacks = [callback.class_path for callback in self.stack["trainer.callbacks"] or []]
+        return {**run_identity(self.stack), "code": training_digest(model, self.stack.loss(), callbacks)}
 
     @property
     def digest(self) -> str:
@@ -85,7 +87,10 @@ def _layer(part: Any) -> dict[str, Any]:
     if isinstance(part, str):
         if not Path(part).is_file():
             raise ValueError(f"no file {part!r}; {EXPECTED}")
-        part = load_counts(Path(part).read_text(encoding="utf-8")) or {}
+        try:
+            part = load_counts(Path(part).read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{part} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(part, dict) or not all(isinstance(key, str) for key in part):
         raise ValueError(f"{part!r}: {EXPECTED}")
     return reduce(merged, (nested({key: value}) for key, value in part.items()), {})

@@ -13,7 +13,7 @@ from gpt_lightning.tune.compare.costs import Cost
 from gpt_lightning.tune.compare.figure import compare_figure
 from gpt_lightning.tune.compare.runs import ArmRun
 from gpt_lightning.tune.compare.statistics import mean, sd
-from gpt_lightning.tune.compare.verdict import Comparison, compare, is_tested, judge
+from gpt_lightning.tune.compare.verdict import HOPELESS, Comparison, compare, is_tested, judge
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class CompareResult:
         open_ = [one for one in found if one.kind in ("cannot tell", "one seed")]
         if not open_:
             return "keep the baseline: no arm ends lower here"
-        wanted = [one.more_seeds for one in open_ if one.more_seeds is not None and one.more_seeds <= 100]
+        wanted = [one.more_seeds for one in open_ if one.more_seeds is not None and one.more_seeds <= HOPELESS]
         n = len(self.arms[0].runs)
         if any(one.kind == "one seed" for one in open_):
             return "cannot tell from one seed: the same command with --tune.seeds 5"
@@ -122,6 +122,11 @@ class CompareResult:
         if any(one.test for one in self.comparisons):
             lines.append(
                 "p of a paired t test, two-sided: differences are taken to be normal, which so few cannot show"
+            )
+        if self.recommendation.startswith("cannot tell yet"):
+            lines.append(
+                "adding seeds until something is found makes a false find likelier, 10% after four looks at level 5%; "
+                "for a strict answer take fresh ones: --seed_everything 1000 --data.seed 1000 and another tune.dir"
             )
         return lines
 

@@ -14,7 +14,6 @@ from gpt_lightning.tune.trials import now, score, train
 
 POINTS = 10  # of the validation curve
 CURVE_SHARE = 10  # a point of the curve is scored on this part of the tokens of the final score
-WHOLE_TEXT = 8_192  # a multiple of usual context lengths: whatever the arms' own, all are scored on the same text
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def train_arm(
 ) -> dict[str, Any]:
     """The ArmRun of a run of `stack` with `options` over it, as JSON values.
 
-    val_tokens: how much of the validation split it is scored on; None for the whole.
+    val_tokens: how much of the validation split it is scored on, in whole contexts; None for the whole.
     """
     watch = Watch(advance)
     max_tokens = options.get("max_tokens", stack["max_tokens"])
@@ -91,7 +90,7 @@ def train_arm(
     done = train(stack, options, seed, (val_tokens or 10**12) // CURVE_SHARE, [watch])
     scores: dict[str, float] = {}
     if math.isfinite(done.val_loss):
-        tokens, micro_batch_size = _same_text(stack, val_tokens)
+        tokens, micro_batch_size = _whole_batches(stack, val_tokens)
         scores = score(done.run, tokens, micro_batch_size)
     val_loss = scores.get("val/loss", math.inf)
     ended = math.isfinite(val_loss)
@@ -113,12 +112,10 @@ def from_json(value: dict[str, Any]) -> ArmRun:
     return ArmRun(**{**value, "curve": [tuple(point) for point in value["curve"]]})
 
 
-def _same_text(stack: Stack, val_tokens: int | None) -> tuple[int, int]:
-    """(tokens to score on, sequences per forward): arms of other contexts and micro-batches read the same text."""
-    context_length, micro_batch_size = stack["data.context_length"], stack["data.micro_batch_size"]
+def _whole_batches(stack: Stack, val_tokens: int | None) -> tuple[int, int]:
+    """(tokens to score on, sequences per forward): arms of other micro-batches read the same text."""
+    micro_batch_size = stack["data.micro_batch_size"]
     if val_tokens is None:
         return 10**12, micro_batch_size
-    unit = math.lcm(context_length, WHOLE_TEXT) if WHOLE_TEXT % context_length == 0 else context_length
-    tokens = -(-val_tokens // unit) * unit
-    sequences = tokens // context_length
-    return tokens, next(n for n in range(min(micro_batch_size, sequences), 0, -1) if sequences % n == 0)
+    sequences = val_tokens // stack["data.context_length"]
+    return val_tokens, next(n for n in range(min(micro_batch_size, sequences), 0, -1) if sequences % n == 0)

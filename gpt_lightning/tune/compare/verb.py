@@ -20,11 +20,14 @@ from gpt_lightning.tune.compare.arms import Arm, digest, merged, naming, read_ar
 from gpt_lightning.tune.compare.costs import Cost, measure_in_turns
 from gpt_lightning.tune.compare.result import ArmResult, CompareResult
 from gpt_lightning.tune.compare.runs import ArmRun, from_json, train_arm
+from gpt_lightning.tune.compare.statistics import student_quantile
 from gpt_lightning.tune.lr.verb import LearningRateConfig, default_tokens, tune_learning_rate
 from gpt_lightning.tune.results import IfExists
-from gpt_lightning.tune.trials import run_identity, trial_stack
+from gpt_lightning.tune.trials import horizon, run_identity, trial_stack
 from gpt_lightning.tune.verb import Job, Verb
 
+WHOLE_TEXT = 8_192  # a multiple of usual context lengths
+HARDLY = 5  # sd of the pairs
 OTHER_TEXT = (
     "warning: arms have other corpora: scored on the whole validation split of each; only where these are the same "
     "text, in other tokens, do bits per byte compare"
@@ -48,7 +51,7 @@ class CompareConfig:
     val_tokens: int = 200_000
     """Tokens of the validation split that a run is scored on at its end."""
     level: float = 0.05
-    """Chance to find a difference where there is none, over all arms."""
+    """Chance to find a difference where there is none, over all arms, at the first look."""
     dir: str = "runs/compare"
     """Folder for result.json, figure.png and tuned.yaml."""
     if_exists: IfExists = "resume"
@@ -84,7 +87,11 @@ def tune_compare(job: Job) -> CompareResult:
     settings = job.settings
     arms = read_arms(job.stack, settings.arms)
     same_text = all(arm.identity["corpora"] == arms[0].identity["corpora"] for arm in arms)
-    val_tokens = settings.val_tokens if same_text else None
+    unit = math.lcm(WHOLE_TEXT, *(arm.stack["data.context_length"] for arm in arms))
+    val_tokens = -(-settings.val_tokens // unit) * unit if same_text else None
+    if not same_text:
+        say("arms have other corpora: scored on the whole validation split, so runs kept without them are trained anew")
+    _say_power(settings, sum(arm.digest != arms[0].digest for arm in arms))
     plans = [_plan(job, arms[0], arm) for arm in arms]
     runs = _train(job, plans, val_tokens)
     results = [
@@ -99,8 +106,22 @@ def tune_compare(job: Job) -> CompareResult:
         )
         for plan in plans
     ]
-    remarks = () if same_text else (OTHER_TEXT,)
-    return CompareResult(results, settings.level, remarks)
+    remarks = [] if same_text else [OTHER_TEXT]
+    if settings.tune_lr or settings.equal == "seconds":
+        what = "lrs" if settings.tune_lr else "lengths"
+        remarks.append(f"p holds for these {what}: how well they were found is not in it")
+    return CompareResult(results, settings.level, tuple(remarks))
+
+
+def _say_power(settings: CompareConfig, n_arms: int) -> None:
+    """Warn of a comparison that can find next to nothing."""
+    if settings.seeds < 2 or not n_arms:
+        return
+    quantile = student_quantile(1 - settings.level / n_arms / 2, settings.seeds - 1)
+    if (least := quantile / math.sqrt(settings.seeds)) > HARDLY:
+        say(
+            f"{settings.seeds} seeds, {n_arms} arms: differences below {least:.0f} x the sd of their pairs stay unfound"
+        )
 
 
 def _plan(job: Job, baseline: Arm, arm: Arm) -> Plan:
@@ -114,6 +135,12 @@ def _plan(job: Job, baseline: Arm, arm: Arm) -> Plan:
         steps = max(round(baseline.stack["max_tokens"] * ratio / batch_tokens), 1)
         max_tokens = baseline.stack["max_tokens"] if ratio == 1 else steps * batch_tokens
     options: dict[str, Any] = {"max_tokens": max_tokens}
+    if max_tokens != arm.stack["max_tokens"]:
+        options = {k: v for k, v in horizon(arm.stack, max_tokens).items() if v != arm.stack[k]}
+        if "max_tokens" in flatten(arm.overlay):
+            remarks.append(f"its own max_tokens {arm.stack['max_tokens']:,} was replaced")
+    if settings.equal == "flops" and type(arm.stack.loss()) is not type(baseline.stack.loss()):
+        remarks.append("the FLOPs of its loss are not counted: see --tune.equal seconds")
     if settings.tune_lr:
         options["model.optim.lr"], remark = _tuned_lr(job, baseline, arm, max_tokens)
         remarks.append(remark)

@@ -67,7 +67,7 @@ class Comparison:
         side = "lower" if self.relative < 0 else "higher"
         if self.test is None:
             return f"cannot tell from one seed: {size} {side} {when}, and no test is possible"
-        interval = f"{1 - level:.0%} interval {self.test.low:+.4f} to {self.test.high:+.4f}"
+        interval = f"{100 * (1 - level):g}% interval {self.test.low:+.4f} to {self.test.high:+.4f}"
         p = f"p {_p(self.p or 0.0)}{f' (Holm, {n_tests} arms)' if n_tests > 1 else ''}, {_seeds(n)}"
         if self.kind in ("lower", "higher"):
             return f"{self.kind} here by {size} {when}; {interval}, {p}"

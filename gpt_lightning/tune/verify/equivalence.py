@@ -19,7 +19,7 @@ from torch import Tensor
 from gpt_lightning.model.growth import duplicate_width
 from gpt_lightning.model.loss import Loss
 from gpt_lightning.optim.config import OptimConfig
-from gpt_lightning.optim.groups import LIKE
+from gpt_lightning.optim.groups import tuned_role
 from gpt_lightning.tune.verify.miniature import Miniature, batch, optim_in_miniature, train
 
 STEPS = 15
@@ -57,7 +57,7 @@ def initial_std(small: Miniature) -> dict[str, dict[str, float]]:
     laws: dict[str, list[tuple[float, float, float]]] = {}
     wide, deep, facts = dict(in_width.named_parameters()), dict(in_depth.named_parameters()), model.facts()
     for name, p in model.named_parameters():
-        role = LIKE.get(facts[name].role, facts[name].role)
+        role = tuned_role(facts[name].role)
         expected = -0.5 if role == "hidden" else 0.0
         laws.setdefault(f"over widths: {role}", []).append(_against_law(p, wide[name], expected))
         if role == "hidden":

@@ -9,9 +9,11 @@ import yaml
 
 import gpt_lightning as gl
 import gpt_lightning.tune.compare.costs as costs
+import gpt_lightning.tune.compare.runs as runs
 import gpt_lightning.tune.compare.verb as verb
 from gpt_lightning.cli import main
 from gpt_lightning.tune.compare.costs import Cost
+from gpt_lightning.tune.compare.verb import CompareConfig
 from tests.fixtures import TINY, arguments
 
 OPTIONS = {"data.corpus": "text.txt", "max_tokens": 512, "model.gpt.dropout": 0.0}
@@ -129,15 +131,34 @@ def test_an_arm_that_diverges_is_a_result(folder, trained, capsys):
 @pytest.mark.slow
 def test_equal_seconds_and_flops_scale_the_tokens(folder, trained):
     """An arm twice as wide, here at twice the time and FLOPs per token; the baseline's runs stay as they were."""
-    assert tune({"wide": WIDE}, "--tune.seeds=1") == 0
+    warm = "--model.schedule.warmup_tokens=64"
+    assert tune({"wide": WIDE}, "--tune.seeds=1", warm) == 0
     assert [tokens for _, tokens, _ in trained] == [512, 512]
     for equal in ("seconds", "flops"):
         trained.clear()
-        assert tune({"wide": WIDE}, "--tune.seeds=1", f"--tune.equal={equal}") == 0
+        assert tune({"wide": WIDE}, "--tune.seeds=1", f"--tune.equal={equal}", warm) == 0
         assert [tokens for _, tokens, _ in trained] == ([256] if equal == "seconds" else [])
         found = result()["arms"]
         assert found["wide"]["max_tokens"] == found["wide"]["runs"][0]["tokens"] == 256
-        assert found["wide"]["overlay"] == {**WIDE, "max_tokens": 256}
+        schedule = {"warmup_tokens": 32}
+        assert found["wide"]["overlay"] == {"model": {**WIDE["model"], "schedule": schedule}, "max_tokens": 256}
+
+
+@pytest.mark.slow
+def test_arms_of_other_context_lengths_are_scored_on_the_same_text(folder, trained, monkeypatch):
+    read = []
+    monkeypatch.setattr(verb, "WHOLE_TEXT", 1)
+    monkeypatch.setattr(runs, "score", lambda run, tokens, size: read.append((tokens, size)) or {"val/loss": 1.0})
+    other = {"data": {"context_length": 24, "batch_tokens": 48}}
+    assert tune({"other": other}, "--tune.seeds=1", "--tune.val_tokens=100") == 0
+    assert read == [(144, 1), (144, 2)]  # of contexts of 16 and 24
+
+
+def test_few_seeds_of_many_arms_are_said_to_find_little(capsys):
+    verb._say_power(CompareConfig(seeds=5), 3)
+    assert capsys.readouterr().out == ""
+    verb._say_power(CompareConfig(seeds=3), 22)
+    assert "3 seeds, 22 arms: differences below 12 x the sd of their pairs stay unfound" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -164,6 +185,7 @@ def test_the_lr_of_each_arm_is_tuned_with_trials_of_the_same_length(folder, trai
         ({}, "tune.arms has no arm to compare"),
         ({"baseline": SMALL}, "tune.arms has no arm to compare"),
         ({"a": "nowhere.yaml"}, "arm a: no file 'nowhere.yaml'; expected a YAML file"),
+        ({"a": "broken.yaml"}, "arm a: broken.yaml is no YAML: "),
         ({"a": 3}, "arm a: 3: expected a YAML file"),
         (
             {"a": {"model": {"optim": {"lrr": 1}}}},
@@ -180,6 +202,7 @@ def test_the_lr_of_each_arm_is_tuned_with_trials_of_the_same_length(folder, trai
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_arm_and_nothing_is_written(folder, trained, capsys, arms, words):
+    Path("broken.yaml").write_text("model: {optim: {lr: 1e-3}\n")
     assert tune(arms) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: {words}"), error

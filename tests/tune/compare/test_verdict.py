@@ -92,7 +92,6 @@ def test_a_stack_beside_itself_has_no_winner_in_95_of_100_comparisons():
     numbers = random.Random(0)
     kinds = [verdict(*resampled(numbers)).kind for _ in range(200)]
     assert sum(kind in ("no difference", "cannot tell") for kind in kinds) >= 190
-    assert {"no difference", "cannot tell"} & set(kinds)
 
 
 def test_of_five_equal_arms_hardly_ever_one_wins_for_p_is_corrected():
