@@ -12,9 +12,8 @@ from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.inference import Bfloat16Linear, prepare
 from gpt_lightning.model.int8 import Int8Linear, quantize
 from gpt_lightning.model.sampling import SamplingConfig, generate_tokens
+from tests.packing import needs_packing
 
-PACKED = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_vnni_supported()
-needs_packing = pytest.mark.skipif(not PACKED, reason="this CPU has no packed products in bf16 and int8")
 TEXT = b"the quick brown fox jumps over the lazy dog, and the dog does not mind. " * 40
 
 

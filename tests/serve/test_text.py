@@ -16,6 +16,7 @@ from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.sampling import SamplingConfig, generate_tokens
 from gpt_lightning.serve.decoder import TextDecoder
 from gpt_lightning.serve.text import TextGenerator, _parser, load
+from tests.packing import needs_packing
 
 TOKENIZER = Tokenizer.bytes_only()  # every byte its own token, so characters and stop strings are spread over several
 TEXT = "naïve 東京 👩‍👩‍👧 the end, or so"
@@ -238,7 +239,9 @@ def test_a_prompt_that_is_not_utf8_is_refused_in_one_line(run_dir):
     assert done.stderr.count(b"\n") == 1 and b"is not UTF-8 text" in done.stderr
 
 
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "weights", ["float32", *(pytest.param(name, marks=needs_packing) for name in ("bfloat16", "int8"))]
+)
 def test_the_text_of_sure_weights_is_the_same_however_they_are_stored(run_dir, weights, capsys):
     assert cli(["generate", "--run", str(run_dir), "--weights", weights, "--greedy"]) == 0
     assert capsys.readouterr().out == TEXT + "\n"
