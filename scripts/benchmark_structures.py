@@ -8,8 +8,8 @@ judge       how tune compare decides on the losses of the table: an arm against 
 quickstart  configs/quickstart.yaml beside the same run with GPT-3's structure
 speed       seconds of a training step of each structure over GPT-3's, in turns
 
-Runs are kept in the folder, so that an interrupted benchmark goes on where it stopped. On two idle cores table takes an
-hour, ablation one, quickstart half of one, judge and speed a minute each.
+Runs are kept in the folder, so that an interrupted benchmark goes on where it stopped. On two idle cores without bf16
+table and ablation take an hour and a half each, quickstart half an hour, judge, after table, and speed a minute each.
 """
 
 import argparse
@@ -36,10 +36,7 @@ SIZE = {name: STRUCTURE[name] for name in ("n_layers", "n_heads", "d_model")}
 GPT3 = {name: getattr(GPTConfig(), name) for name in STRUCTURE} | SIZE
 TOKENS, SEEDS = 307_200, 5
 LR = {"adamw": (1.0e-3, 1.0e-3), "muon": (6.0e-3, 6.0e-3)}  # of GPT-3's structure and of modern (EXPERIMENTS.md)
-BATCH = {
-    "adamw": (2, 512),
-    "muon": (8, 2_048),
-}  # sequences of a micro-batch and tokens of a step, as suit the optimizer
+BATCH = {"adamw": (2, 512), "muon": (8, 2_048)}  # sequences of a micro-batch, tokens of a step: as suits the optimizer
 RESAMPLINGS = 200
 STEPS = 15
 

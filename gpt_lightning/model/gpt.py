@@ -117,7 +117,9 @@ class GPT(nn.Module):
             if getattr(self.config, name) and not (built_in and isinstance(block.attn, CausalSelfAttention)):
                 raise ValueError(f"{name} is for the built-in block; what {own} does is in its code")
         if self.config.positions == "rotary" and not any(isinstance(part, Rotary) for part in block.modules()):
-            raise ValueError(f"positions rotary: {own} has no Rotary (model/rotary.py) that turns queries and keys")
+            raise ValueError(
+                f"positions rotary: {own} has no Rotary (model/rotary.py); take positions learned, or none"
+            )
         return block
 
     def forward(
@@ -151,9 +153,7 @@ class GPT(nn.Module):
         for i, (block, band_width) in enumerate(zip(self.blocks, self.config.band_widths(), strict=True)):
             x = block(x, masks[band_width], cache.layers[i] if cache else None, **shared)
         if cache and any(layer.length != past + T for layer in cache.layers):
-            raise ValueError(
-                f"{type(self.blocks[0]).__name__} keeps nothing in its cache: it can be scored, not generate"
-            )
+            raise ValueError(f"{type(self.blocks[0]).__name__} keeps nothing in its cache, which generation needs")
         x = self.ln_f(x)
         return x if self.readout_multiplier == 1 else x * self.readout_multiplier
 

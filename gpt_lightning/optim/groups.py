@@ -52,10 +52,7 @@ def parameter_groups(
     without_role = sorted(set(parameters) - set(facts))
     if without_role:
         raise ValueError(f"no role for parameters {', '.join(without_role)}; give each one a role")
-    absent = sorted(set(config.lr_ratios) - {tuned_role(facts[name].role) for name in parameters})
-    if absent:
-        tied = "; the readout is the embedding, for tie_embedding is true" if absent == ["readout"] else ""
-        raise ValueError(f"lr_ratios {', '.join(absent)}: the model has no such parameter{tied}")
+    _check_ratios(config, {facts[name].role for name in parameters})
     names = group_names(facts)
     decayed = {"hidden", "readout"} | ({"embedding"} if config.decay_embeddings else set())
     decay = config.weight_decay
@@ -80,6 +77,13 @@ def parameter_groups(
         else:
             groups.append(settings | _adamw(config, multiplier.eps, members.values()))
     return groups
+
+
+def _check_ratios(config: OptimConfig, roles: Iterable[str]) -> None:
+    absent = sorted(set(config.lr_ratios) - {tuned_role(role) for role in roles})
+    if absent:
+        tied = "; the readout is the embedding, for tie_embedding is true" if absent == ["readout"] else ""
+        raise ValueError(f"lr_ratios {', '.join(absent)}: the model has no such parameter{tied}")
 
 
 def tuned_role(role: str) -> Any:

@@ -69,7 +69,7 @@ def in_words(message: str, parser: jsonargparse.ArgumentParser) -> str:
     """jsonargparse's message as a user would say it, with the option that is nearest to an unknown one."""
     stray = re.search(r"(?:option|key|arguments:) '?(?:--)?(tune[.\w]*)", message, re.IGNORECASE)
     if stray and not any(action.dest.startswith("tune.") for action in parser._actions):
-        return f"{stray[1]}: a setting of tuning verbs; lay it under one, such as gpt-lightning tune compare"
+        return f"{stray[1]}: a setting of tuning verbs; give it to one, such as gpt-lightning tune compare"
     for kind, words in EXPECTED.items():
         message = message.replace(f"a {kind}", f"a {words}").replace(kind, words)
     return message.replace("a true or false", "true or false") + did_you_mean(message, parser)

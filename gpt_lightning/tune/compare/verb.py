@@ -107,9 +107,9 @@ def tune_compare(job: Job) -> CompareResult:
         for plan in plans
     ]
     remarks = [] if same_text else [OTHER_TEXT]
-    if settings.tune_lr or settings.equal == "seconds":
-        what = "lrs" if settings.tune_lr else "lengths"
-        remarks.append(f"p holds for these {what}: how well they were found is not in it")
+    found = ["lrs"] * settings.tune_lr + ["lengths"] * (settings.equal == "seconds")
+    if found:
+        remarks.append(f"p holds for these {' and '.join(found)}: how well they were found is not in it")
     return CompareResult(results, settings.level, tuple(remarks))
 
 
