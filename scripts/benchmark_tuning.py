@@ -51,8 +51,8 @@ STACK = {
 UNTUNED = {  # the quickstart as it was before it was tuned, whole
     "max_tokens": 1_800_000,
     "model.gpt": {"n_layers": 4, "n_heads": 3, "d_model": 192, "positions": "learned", "norm": "layer", "mlp": "gelu"}
-    | {"qk_norm": False, "bias": True, "zero_init": False},
-    "model.optim": {"name": "adamw", "lr": 4.0e-3, "betas": [0.9, 0.95], "weight_decay": 0.1},
+    | {"qk_norm": False, "bias": True, "zero_init": False, "tie_embedding": True},
+    "model.optim": {"name": "adamw", "lr": 4.0e-3, "betas": [0.9, 0.95], "weight_decay": 0.1, "lr_ratios": {}},
     "model.schedule": {"name": "linear", "warmup_tokens": 100_000, "min_lr_ratio": 0.0},
     "data.batch_tokens": 2_048,
     "data.micro_batch_size": 8,
