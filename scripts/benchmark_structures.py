@@ -1,15 +1,16 @@
-"""What modern structure is worth beside GPT-3's, on the source code of Python's standard library; anyone can run it.
+"""What modern structure, with settings to suit it, is worth beside GPT-3's with its own; anyone can run it.
 
     python scripts/benchmark_structures.py [--only table,ablation,judge,quickstart,speed] [--folder FOLDER]
 
 table       {AdamW, Muon} x {GPT-3, modern} at 4 layers x 256, and modern with half the tokens: five paired seeds
 ablation    each change of structure or loss alone: configs/task/ablation.yaml
 judge       how tune compare decides on the losses of the table: an arm against itself, and with planted differences
-quickstart  configs/quickstart.yaml beside the same run with GPT-3's structure
+quickstart  configs/quickstart.yaml beside the same run with GPT-3's structure and one lr for all roles
 speed       seconds of a training step of each structure over GPT-3's, in turns
 
-Runs are kept in the folder, so that an interrupted benchmark goes on where it stopped. On two idle cores without bf16
-table and ablation take an hour and a half each, quickstart half an hour, judge, after table, and speed a minute each.
+The text is the source code of Python's standard library. Runs are kept in the folder, so that an interrupted benchmark
+goes on where it stopped. On two idle cores without bf16 table takes an hour and a half, ablation two hours, quickstart
+half of one, judge, after table, and speed a minute each.
 """
 
 import argparse

@@ -11,7 +11,7 @@ noise       gradient noise scale against exact per-example gradients, and what m
 quickstart  tokens after which the quickstart reaches the bits per byte of what it was untuned, with GPT-3's structure
 
 Every trial is kept in the folder, so that an interrupted run goes on where it stopped. On two cores lr takes about an
-hour, horizon and width half of one, noise two minutes, quickstart ten.
+hour, horizon and width half of one, noise two minutes, quickstart twenty.
 """
 
 import argparse

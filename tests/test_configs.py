@@ -60,6 +60,7 @@ def test_every_arm_of_the_ablation_trains_and_changes_something(folder):
     arms = yaml.safe_load((CONFIGS / "task" / "ablation.yaml").read_text())["tune"]["arms"]
     small = {key: value for key, value in modern.items() if key not in ("n_layers", "n_heads", "d_model")}
     arms["modern"] = {"model": {"gpt": small}}
+    arms["modern_lr_ratios"][0] = arms["modern"]
     arms["banded"]["model"]["gpt"]["band_width"] = 8  # the context is 64
     arms["z_loss"]["model"]["loss"]["init_args"]["z_loss"] = 0.1  # two steps do not show less in float32
     options = {**SMALL, "tune.arms": arms, "tune.seeds": 1, "tune.val_tokens": 512, "tune.dir": "ablation"}
