@@ -9,7 +9,7 @@ quickstart  configs/quickstart.yaml beside the same run with GPT-3's structure a
 speed       seconds of a training step of each structure over GPT-3's, in turns
 
 The text is the source code of Python's standard library. Runs are kept in the folder, so that an interrupted benchmark
-goes on where it stopped. On two idle cores without bf16 table takes an hour and a half, ablation two hours, quickstart
+goes on where it stopped. On two idle cores without bf16 table takes two hours, ablation two hours, quickstart
 half of one, judge, after table, and speed a minute each.
 """
 
