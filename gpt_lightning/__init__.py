@@ -1,7 +1,7 @@
 """gpt-lightning: train and tune GPT-3-style language models with PyTorch Lightning.
 
 import gpt_lightning as gl
-result = gl.run(["configs/quickstart.yaml"], {"model.optim.lr": 3e-4})
+result = gl.run(["configs/quickstart.yaml"], {"model.optim.lr": 3e-3})
 print(gl.load(result["run_dir"]).generate("def "))
 """
 

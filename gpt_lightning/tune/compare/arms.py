@@ -54,7 +54,7 @@ def read_arms(stack: Stack, given: Mapping[str, Any]) -> list[Arm]:
     if not set(given) - {BASELINE}:
         raise ValueError(
             "tune.arms has no arm to compare with the baseline; give names and overlays, as "
-            "--tune.arms '{muon: configs/optim/muon.yaml, small_lr: {model: {optim: {lr: 1e-3}}}}'"
+            "--tune.arms '{d2z: configs/optim/d2z.yaml, small_lr: {model: {optim: {lr: 1e-3}}}}'"
         )
     return [_read(stack, name, overlay) for name, overlay in {BASELINE: {}, **given}.items()]
 

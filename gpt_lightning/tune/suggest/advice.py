@@ -132,6 +132,11 @@ def law_warnings(run: Run, unfitted: list[str]) -> list[str]:
         warnings.append(f"the laws for lr are for the standard parametrization, not for {run.gpt.parametrization}")
     if run.optim.name != "adamw":
         warnings.append(f"the laws are for AdamW, not for {run.optim.name}")
+    if any(ratio != 1 for ratio in run.optim.lr_ratios.values()):
+        ratios = ", ".join(f"{role} {ratio:g}" for role, ratio in run.optim.lr_ratios.items())
+        warnings.append(
+            f"the laws are for one lr for all roles, not for lr_ratios {ratios}; --model.optim.lr_ratios {{}} has one"
+        )
     return warnings
 
 

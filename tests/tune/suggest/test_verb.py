@@ -149,6 +149,8 @@ def test_no_law_fitted_here_is_said_and_then_all_of_them_count():
 def test_laws_for_another_method_are_said_to_be_that():
     mup = {"model__gpt__parametrization": "mup", "model__gpt__base_d_model": 8}
     assert warned(ask(**mup), "not for mup") and warned(ask(model__optim__name="muon"), "not for muon")
+    assert warned(ask(model__optim__lr_ratios={"embedding": 10.0}), "not for lr_ratios embedding 10")
+    assert not warned(ask(model__optim__lr_ratios={"embedding": 1.0}), "lr_ratios")
     assert not warned(ask(), "not for")
 
 
