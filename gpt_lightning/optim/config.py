@@ -13,7 +13,7 @@ class OptimConfig:
     lr: float = 6.0e-4
     """Peak learning rate."""
     lr_ratios: dict[Literal["embedding", "hidden", "vector", "readout"], float] = field(default_factory=dict)
-    """Per role: its learning rate over lr; 1 when not given. embedding: of tokens, positions and a tied readout; vector:
+    """Per role: its learning rate over lr; 1 when not given. embedding: of tokens, positions, a tied readout; vector:
     norms, biases, scalars. Weight decay, times the learning rate, goes with it."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay per step of AdamW's first and second moment."""
