@@ -28,8 +28,10 @@ import yaml
 import gpt_lightning as gl
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.loss import linear_cross_entropy
+from gpt_lightning.run.stack import read_stack
 from gpt_lightning.tune.compare.statistics import seeds_needed
 from gpt_lightning.tune.compare.verdict import compare, judge
+from gpt_lightning.tune.trials import horizon
 
 QUICKSTART, MODERN = "configs/quickstart.yaml", "configs/model/modern-4x256.yaml"
 STRUCTURE = yaml.safe_load((Path(__file__).parents[1] / MODERN).read_text(encoding="utf-8"))["model"]["gpt"]
@@ -37,7 +39,7 @@ SIZE = {name: STRUCTURE[name] for name in ("n_layers", "n_heads", "d_model")}
 GPT3 = {name: getattr(GPTConfig(), name) for name in STRUCTURE} | SIZE
 TOKENS, SEEDS = 307_200, 5
 BATCH = {"adamw": (2, 512), "muon": (8, 2_048)}  # sequences of a micro-batch, tokens of a step: as suits the optimizer
-OPTIM = {  # of GPT-3's structure and of modern, each as it came out lowest (EXPERIMENTS.md)
+OPTIM = {  # of GPT-3's structure and of modern, the lowest of what was tried (EXPERIMENTS.md)
     "adamw": (
         {"lr": 1.0e-3, "betas": [0.9, 0.95], "lr_ratios": {}},
         {"lr": 1.0e-3, "betas": [0.9, 0.99], "lr_ratios": {"embedding": 10, "vector": 6}},
@@ -60,18 +62,14 @@ def table(folder: Path) -> None:
 def compared(folder: Path, optimizer: str) -> dict[str, Any]:
     """GPT-3 as the baseline, modern, and modern with half the tokens."""
     (gpt3, modern), (micro_batch_size, batch_tokens) = OPTIM[optimizer], BATCH[optimizer]
+    stack, _ = read_stack([f"--config={QUICKSTART}"], "fit")
     overlay = [MODERN, {"model": {"optim": modern}}]
-    arms = {"modern": overlay, "modern_half": [*overlay, horizon(TOKENS // 2)]}
-    options = {**horizon(TOKENS), "model.optim": {"name": optimizer, **gpt3}}
+    arms = {"modern": overlay, "modern_half": [*overlay, horizon(stack, TOKENS // 2)]}
+    options = {**horizon(stack, TOKENS), "model.optim": {"name": optimizer, **gpt3}}
     options |= {"data.micro_batch_size": micro_batch_size, "data.batch_tokens": batch_tokens}
     options |= {f"model.gpt.{name}": value for name, value in GPT3.items()}
     options |= {"tune.arms": arms, "tune.seeds": SEEDS, "tune.dir": str(folder / f"table_{optimizer}")}
     return gl.run([QUICKSTART], options, verb="tune compare")
-
-
-def horizon(tokens: int) -> dict[str, Any]:
-    """A run's length, and its warm-up of a tenth."""
-    return {"max_tokens": tokens, "model.schedule.warmup_tokens": tokens // 10}
 
 
 def ablation(folder: Path) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 import gpt_lightning as gl
 from gpt_lightning.data.batches import micro_step_tokens
+from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.gpt3 import GPT3_ROWS
 from tests.fixtures import write_text
 from tests.run.test_distributed import STRATEGIES
@@ -50,6 +51,15 @@ def test_the_quickstart_has_the_modern_structure():
         yaml.safe_load((CONFIGS / name).read_text()) for name in ("quickstart.yaml", "model/modern-4x192.yaml")
     )
     assert quickstart["model"]["gpt"] == modern["model"]["gpt"]
+
+
+def test_the_ablation_starts_from_gpt3_in_all_that_modern_changes():
+    ablation, modern = (
+        yaml.safe_load((CONFIGS / name).read_text())["model"]["gpt"]
+        for name in ("task/ablation.yaml", "model/modern-4x192.yaml")
+    )
+    changed = set(modern) - {"n_layers", "n_heads", "d_model"}
+    assert ablation == {name: getattr(GPTConfig(), name) for name in changed}
 
 
 @pytest.mark.slow
