@@ -62,16 +62,17 @@ def _xz_bytes(text: bytes) -> int:
     return len(lzma.compress(text, check=lzma.CHECK_NONE, filters=filters))
 
 
-def measure(corpora: Sequence[Corpus], name: str) -> dict[str, float]:
+def measure(corpora: Sequence[Corpus], name: str, trained_on: Sequence[Corpus] | None = None) -> dict[str, float]:
     """All three for the tokens that the windows of the named split score: all but the first of each shard.
 
-    Empty without a tokenizer; without xz after training text where that is too long or of unknown length.
+    trained_on: whose training text xz has read; their own when not given. Empty without a tokenizer; without xz after
+    training text where that is too long or of unknown length.
     """
     tokenizer = corpora[0].tokenizer
     if tokenizer is None:
         return {}
     splits = [corpus.split(name) for corpus in corpora]
-    trains = [corpus.split("train") for corpus in corpora]
+    trains = [corpus.split("train") for corpus in trained_on or corpora]
     measured = alone(piece for split in splits for piece in text_of(split, tokenizer, skip=1))
     sizes = [split.n_bytes for split in (*splits, *trains)]
     if measured and sum(AFTER_TRAINING_BYTES + 1 if size is None else size for size in sizes) <= AFTER_TRAINING_BYTES:
@@ -81,10 +82,13 @@ def measure(corpora: Sequence[Corpus], name: str) -> dict[str, float]:
     return measured
 
 
-def compression(corpora: Sequence[Corpus], name: str = "val") -> dict[str, float]:
+def compression(
+    corpora: Sequence[Corpus], name: str = "val", trained_on: Sequence[Corpus] | None = None
+) -> dict[str, float]:
     """As `measure`, once for a prepared corpus: `gzip_`, `xz_` and `xz_after_training_bits_per_byte`."""
-    if len(corpora) > 1 or not corpora[0].manifest:
-        return measure(corpora, name)
+    own = trained_on is None or [one.identity for one in trained_on] == [one.identity for one in corpora]
+    if len(corpora) > 1 or not corpora[0].manifest or not own:
+        return measure(corpora, name, trained_on)
     corpus = corpora[0]
     path = corpus.path / REMEMBERED
     with turn(path):

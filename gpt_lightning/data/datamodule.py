@@ -26,6 +26,7 @@ from gpt_lightning.data.mixture import (
     MICRO_BATCH_SIZE,
     as_mixture,
     open_mixture,
+    open_val_corpora,
 )
 from gpt_lightning.data.order import Order
 from gpt_lightning.data.prepare.prepare import PrepareConfig
@@ -46,6 +47,7 @@ class CorpusDataModule(LightningDataModule):
         micro_batch_size: sequences per device per forward.
         batch_tokens: tokens per optimizer step, over all devices; accumulation follows from it.
         seed: selects the sample order.
+        val_corpus: whose validation and test splits are scored; those of what is trained on when not given.
         document_mask: a token sees its own document only, and positions restart at each; needs a separator id.
         fim_rate: share of the documents in a training row that are rearranged for filling in the middle (data/fim.py);
             needs prepare.fim. Validation text stays as it is.
@@ -61,6 +63,7 @@ class CorpusDataModule(LightningDataModule):
         micro_batch_size: int = MICRO_BATCH_SIZE,
         batch_tokens: int = BATCH_TOKENS,
         seed: int = 0,
+        val_corpus: str | None = None,
         document_mask: bool = False,
         fim_rate: float = 0.0,
         fim_spm_rate: float = 0.5,
@@ -78,8 +81,10 @@ class CorpusDataModule(LightningDataModule):
         self.context_length, self.micro_batch_size, self.batch_tokens = context_length, micro_batch_size, batch_tokens
         self.seed, self.prepare_config, self.corpora_dir = seed, prepare, corpora_dir
         self.document_mask, self.fim_rate, self.fim_spm_rate = document_mask, fim_rate, fim_spm_rate
+        self.val_corpus = val_corpus
         self.samples_consumed = 0
         self._corpora: list[Corpus] = []
+        self._val_corpora: list[Corpus] = []
 
     @property
     def corpora(self) -> list[Corpus]:
@@ -87,6 +92,13 @@ class CorpusDataModule(LightningDataModule):
         if not self._corpora:
             self._corpora = open_mixture(self.mixture, self.prepare_config, self.corpora_dir)
         return self._corpora
+
+    @property
+    def val_corpora(self) -> list[Corpus]:
+        """Those whose validation and test splits are scored."""
+        if not self._val_corpora:
+            self._val_corpora = open_val_corpora(self.val_corpus, self.corpora, self.prepare_config, self.corpora_dir)
+        return self._val_corpora
 
     @property
     def vocab_size(self) -> int:
@@ -136,16 +148,17 @@ class CorpusDataModule(LightningDataModule):
         return Order(self.seed, list(self.mixture.values()), sizes)
 
     def fixed_split(self, name: str) -> Split:
-        """The named split of every corpus as one; val stands in where a corpus has no test split."""
-        corpora = [(corpus, name if name in corpus.splits else "val") for corpus in self.corpora]
+        """The named split of every corpus that is scored, as one; val stands in where one has no test split."""
+        corpora = [(corpus, name if name in corpus.splits else "val") for corpus in self.val_corpora]
         split = Split(tuple(shard for corpus, own in corpora for shard in corpus.split(own).shards))
         if not split.n_validation_windows(self.context_length):
-            raise ValueError(f"the {name} split of {', '.join(self.mixture)} has no target; bring more text")
+            scored = self.val_corpus or ", ".join(self.mixture)
+            raise ValueError(f"the {name} split of {scored} has no target; bring more text")
         return split
 
     def prepare_data(self) -> None:
         """Prepare what is still text, once per machine."""
-        _ = self.corpora
+        _ = self.val_corpora
 
     def setup(self, stage: str | None = None) -> None:
         """Open the corpora. Raises ValueError for one too short, or without the separator that a mask needs."""
@@ -229,4 +242,4 @@ class CorpusDataModule(LightningDataModule):
         self.samples_consumed = state_dict["samples_consumed"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_corpora": []}  # a spawned process maps the files itself
+        return self.__dict__ | {"_corpora": [], "_val_corpora": []}  # a spawned process maps the files itself

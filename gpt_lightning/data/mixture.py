@@ -39,12 +39,30 @@ def open_source_corpus(source: str, config: PrepareConfig, corpora_dir: Path | s
 
 def open_mixture(mixture: Mapping[str, float], config: PrepareConfig, corpora_dir: Path | str) -> list[Corpus]:
     """The corpora of a mixture, in order. Raises ValueError where they do not share a tokenizer, and as above."""
-    corpora = [open_source_corpus(source, config, corpora_dir) for source in mixture]
-    identities = [(c.vocab_size, c.tokenizer.sha256 if c.tokenizer else None) for c in corpora]
-    for name, identity in zip(mixture, identities, strict=True):
+    corpora = {source: open_source_corpus(source, config, corpora_dir) for source in mixture}
+    _check_tokenizers(corpora)
+    return list(corpora.values())
+
+
+def open_val_corpora(
+    val_corpus: str | None, corpora: list[Corpus], config: PrepareConfig, corpora_dir: Path | str
+) -> list[Corpus]:
+    """The corpora whose validation and test splits are scored: those that are trained on, or one that is named.
+
+    Raises ValueError as `open_mixture` does.
+    """
+    if val_corpus is None:
+        return corpora
+    corpus = open_source_corpus(val_corpus, config, corpora_dir)
+    _check_tokenizers({str(corpora[0].path): corpora[0], val_corpus: corpus})
+    return [corpus]
+
+
+def _check_tokenizers(corpora: Mapping[str, Corpus]) -> None:
+    identities = [(c.vocab_size, c.tokenizer.sha256 if c.tokenizer else None) for c in corpora.values()]
+    for name, identity in zip(corpora, identities, strict=True):
         if identity != identities[0]:
             raise ValueError(
-                f"corpora {next(iter(mixture))} and {name} have different tokenizers; "
+                f"corpora {next(iter(corpora))} and {name} have different tokenizers; "
                 "prepare them with one (prepare.tokenizer)"
             )
-    return corpora

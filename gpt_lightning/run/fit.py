@@ -91,8 +91,9 @@ def _evaluate(run: Run, folder: RunDir, verb: str) -> dict[str, Any]:
         method(run.module, run.data, ckpt_path=checkpoint, verbose=False, weights_only=True)
         scores = {key: value.item() for key, value in run.trainer.callback_metrics.items()}
         split = {"validate": "val", "test": "test"}[verb]
-        is_there = f"{split}/bits_per_byte" in scores and all(split in corpus.splits for corpus in run.data.corpora)
-        print_scores(scores, checkpoint, compression(run.data.corpora, split) if is_there else {})
+        is_there = f"{split}/bits_per_byte" in scores and all(split in corpus.splits for corpus in run.data.val_corpora)
+        yardsticks = compression(run.data.val_corpora, split, run.data.corpora) if is_there else {}
+        print_scores(scores, checkpoint, yardsticks)
         return scores
     batches = run.trainer.predict(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
     losses = torch.cat(list(batches))  # type: ignore[arg-type]

@@ -53,6 +53,7 @@ class Data:
     micro_batch_size: int = mixture.MICRO_BATCH_SIZE
     batch_tokens: int = mixture.BATCH_TOKENS
     seed: int = 0
+    val_corpus: str | None = None
     document_mask: bool = False
     fim_rate: float = 0.0
     fim_spm_rate: float = 0.5

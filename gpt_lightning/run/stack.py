@@ -10,9 +10,10 @@ at a stack may last; a Stack that was read so cannot be built.
 
 import json
 import os
+import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ LIGHT = {
 }
 COUNTS = ("max_tokens", "val_interval_tokens", "data.context_length", "data.micro_batch_size", "data.batch_tokens")
 NO_SETTINGS = ("config", "tune")  # parsed, but no settings of a run
+ABSENT = object()
 DEVICES = tuple(setting.name for setting in fields(Devices))
 
 
@@ -124,6 +126,17 @@ class Stack:
         kept = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=True, skip_unset=True))
         return {key: value for key, value in kept.items() if key not in NO_SETTINGS}
 
+    def overlay_to(self, other: "Stack") -> dict[str, Any]:
+        """The overlay that makes `other` of this stack: every setting that differs, whole, nested as in YAML."""
+        here, there = self._flat(), other._flat()
+        return nested({name: value for name, value in there.items() if here.get(name, ABSENT) != value})
+
+    def _flat(self) -> dict[str, Any]:
+        """Settings by dotted name; one that is a mapping, such as lr_ratios or a loss with its settings, whole."""
+        names = {action.dest for action in self.parser._actions if not action.dest.endswith(".help")}
+        groups = {name[: i.start()] for name in names for i in re.finditer(r"\.", name)}
+        return flatten(self.to_dict(), groups=groups)
+
     def to_yaml(self) -> str:
         """The overlay that, alone, is this stack; run again, it does not overwrite."""
         return yaml.safe_dump({**self.to_dict(), "if_exists": "refuse"}, sort_keys=False)
@@ -172,11 +185,13 @@ def nested(options: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted names."""
+def flatten(values: Mapping[str, Any], prefix: str = "", groups: Collection[str] | None = None) -> dict[str, Any]:
+    """Nested keys as dotted names; an empty mapping is a value. groups: the names to look into, where not all."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        name = f"{prefix}{key}"
+        is_group = isinstance(value, dict) and value and (groups is None or name in groups)
+        flat |= flatten(value, f"{name}.", groups) if is_group else {name: value}
     return flat
 
 

@@ -38,7 +38,7 @@ def summarise(
         "elapsed_seconds": elapsed_seconds,
     }
     if "val/bits_per_byte" in latest:
-        summary |= compression(data.corpora)
+        summary |= compression(data.val_corpora, trained_on=data.corpora)
     return summary
 
 

@@ -193,6 +193,18 @@ def test_a_mixture_draws_from_each_corpus_by_weight_and_validates_on_all(corpus,
     assert data.identity not in (corpus.identity, second.identity)
 
 
+def test_what_is_scored_may_be_another_corpus_than_what_is_trained_on(corpus, second, text_folder, tmp_path):
+    data = CorpusDataModule(corpus=str(corpus.path), val_corpus=str(second.path))
+    assert data.fixed_split("val").n_bytes == second.split("val").n_bytes != corpus.split("val").n_bytes
+    (batch,) = take(data.train_dataloader(), 1)
+    windows = corpus.split("train").windows(data.order().samples(0, data.micro_batch_size)[1], data.context_length)
+    assert np.array_equal(batch[0].numpy(), windows[:, :-1])
+    other = prepare(str(text_folder / "abc.txt"), tmp_path / "other", PrepareConfig(vocab_size=300))
+    data = CorpusDataModule(corpus=str(corpus.path), val_corpus=str(other.path))
+    with pytest.raises(ValueError, match="have different tokenizers"):
+        data.prepare_data()
+
+
 def test_a_mixture_of_tokenizers_is_refused_naming_both(corpus, text_folder, tmp_path):
     other = prepare(str(text_folder), tmp_path / "bytes", PrepareConfig(tokenizer="bytes"))
     data = CorpusDataModule({str(corpus.path): 1.0, str(other.path): 1.0})

@@ -140,10 +140,15 @@ MODERN = {
     **{"model.gpt.positions": "rotary", "model.gpt.norm": "rms", "model.gpt.qk_norm": True, "model.gpt.mlp": "swiglu"},
     **{"model.gpt.n_kv_heads": 1, "model.gpt.logit_softcap": 5.0, "model.gpt.value_residual": True},
 }
+OTHERS = {
+    **{"model.gpt.positions": "none", "model.gpt.norm_place": "both", "model.gpt.mlp": "geglu"},
+    **{"model.gpt.parallel": True, "model.gpt.tie_embedding": False, "model.gpt.attention_pattern": "[banded]"},
+    "model.gpt.band_width": 4,
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("structure", [{}, MODERN], ids=["gpt-3", "modern"])
+@pytest.mark.parametrize("structure", [{}, MODERN, OTHERS], ids=["gpt-3", "modern", "others"])
 def test_compiled_blocks_train_to_the_same_loss_under_the_same_names(folder, structure):
     options = {"max_tokens": 128, "model.gpt.dropout": 0.0, **structure}
     plain = run(**options)
