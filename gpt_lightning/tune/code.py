@@ -14,7 +14,10 @@ from torch import nn
 
 PACKAGE = Path(__file__).parents[1]
 INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
-TRAINING = ("gpt_lightning.module", "gpt_lightning.data.datamodule", "gpt_lightning.callbacks.batch_ramp")
+TRAINING = (
+    *("gpt_lightning.module", "gpt_lightning.data.datamodule", "gpt_lightning.callbacks.batch_ramp"),
+    *("gpt_lightning.callbacks.steps", "gpt_lightning.callbacks.horizon"),
+)
 LOADED: dict[Path, str] = {}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

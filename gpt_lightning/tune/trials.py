@@ -27,7 +27,8 @@ from gpt_lightning.callbacks.metrics import MAX_SKIPPED_STEPS
 from gpt_lightning.callbacks.steps import ends_step
 from gpt_lightning.checkpoint import checkpoint_digest
 from gpt_lightning.data.batches import micro_step_tokens
-from gpt_lightning.data.mixture import as_mixture, open_mixture
+from gpt_lightning.data.corpus import Corpus
+from gpt_lightning.data.mixture import as_mixture, open_mixture, open_val_corpora
 from gpt_lightning.run.build import Run, build, supported_precision
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import quiet
@@ -74,10 +75,27 @@ def run_identity(stack: Stack) -> dict[str, Any]:
     for name in WITHOUT_EFFECT:
         group, _, key = name.rpartition(".")
         (kept[group] if group else kept).pop(key, None)
-    corpora = open_mixture(as_mixture(stack["data.corpus"]), stack.settings("data.prepare"), stack["data.corpora_dir"])
-    found = {"stack": kept, "corpora": [corpus.identity for corpus in corpora], "machine": _machine(stack)}
+    trained, scored = open_corpora(stack)
+    corpora = {"corpora": [corpus.identity for corpus in trained], "scored": [corpus.identity for corpus in scored]}
+    found = {"stack": kept, **corpora, "machine": _machine(stack), "torch": torch.__version__}
     read = [path for path in (stack["model.init_from"], *stack.loss().checkpoints) if path]
     return {**found, "checkpoints": {path: checkpoint_digest(path) for path in read}} if read else found
+
+
+def open_corpora(stack: Stack) -> tuple[list[Corpus], list[Corpus]]:
+    """The corpora that a run of this stack is trained on, and those that it is scored on."""
+    prepare, folder = stack.settings("data.prepare"), stack["data.corpora_dir"]
+    trained = open_mixture(as_mixture(stack["data.corpus"]), prepare, folder)
+    return trained, open_val_corpora(stack["data.val_corpus"], trained, prepare, folder)
+
+
+def check_data(stack: Stack) -> None:
+    """Raise ValueError where the corpora lack what the data settings or the loss ask for; trains nothing."""
+    with quiet():
+        run = build(trial_stack(stack, {}))
+        run.data.setup("fit")
+    sha256 = run.data.tokenizer.sha256 if run.data.tokenizer else None
+    run.module.loss.check_run(run.module.gpt_config, sha256)
 
 
 def _machine(stack: Stack) -> str:

@@ -1,25 +1,28 @@
 """The arms of a comparison: overlays by name over the common stack, which itself is the arm `baseline`."""
 
 import contextlib
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from gpt_lightning.data.compression import text_of
 from gpt_lightning.model.gpt import GPT, Block
 from gpt_lightning.run.build import check
 from gpt_lightning.run.spelling import load_counts
 from gpt_lightning.run.stack import NO_SETTINGS, Stack, flatten, nested
 from gpt_lightning.tune.code import training_digest
-from gpt_lightning.tune.trials import run_identity
+from gpt_lightning.tune.trials import check_data, open_corpora, run_identity
 
 BASELINE = "baseline"
+SEEDS = ("seed_everything", "data.seed")
 EXPECTED = "expected a YAML file, a list of them, or settings such as {model: {optim: {lr: 1e-3}}}"
 
 
@@ -43,6 +46,17 @@ class Arm:
     def digest(self) -> str:
         return digest(self.identity)
 
+    @cached_property
+    def scored_text(self) -> str | None:
+        """A digest of the text of the validation split that it is scored on; None where there is no tokenizer."""
+        text = hashlib.sha256()
+        for corpus in open_corpora(self.stack)[1]:
+            if corpus.tokenizer is None:
+                return None
+            for piece in text_of(corpus.split("val"), corpus.tokenizer):
+                text.update(piece)
+        return text.hexdigest()
+
 
 def digest(identity: Mapping[str, Any]) -> str:
     """A short name of JSON values."""
@@ -56,7 +70,21 @@ def read_arms(stack: Stack, given: Mapping[str, Any]) -> list[Arm]:
             "tune.arms has no arm to compare with the baseline; give names and overlays, as "
             "--tune.arms '{d2z: configs/optim/d2z.yaml, small_lr: {model: {optim: {lr: 1e-3}}}}'"
         )
-    return [_read(stack, name, overlay) for name, overlay in {BASELINE: {}, **given}.items()]
+    arms = [_read(stack, name, overlay) for name, overlay in {BASELINE: {}, **given}.items()]
+    for arm in arms[1:]:
+        _check_same_text(arms[0], arm)
+    return arms
+
+
+def _check_same_text(baseline: Arm, arm: Arm) -> None:
+    """Raise ValueError where two arms are scored on different texts, whose bits per byte say nothing of the arms."""
+    if arm.identity["scored"] == baseline.identity["scored"]:
+        return
+    if arm.scored_text is None or arm.scored_text != baseline.scored_text:
+        raise ValueError(
+            f"arm {arm.name}: its validation text is not the baseline's, or unknown without a tokenizer; scores of "
+            "different texts do not compare: set data.val_corpus for all arms"
+        )
 
 
 @contextlib.contextmanager
@@ -72,12 +100,14 @@ def naming(name: str) -> Iterator[None]:
 
 def _read(stack: Stack, name: str, overlay: Any) -> Arm:
     with naming(name):
-        layers = [_layer(part) for part in (overlay if isinstance(overlay, list) else [overlay])]
-        for layer in layers:
+        common = stack
+        for part in overlay if isinstance(overlay, list) else [overlay]:
+            layer = _layer(part)
             _refuse_without_effect(stack, layer)
             stack = stack.over(layer)
         check(stack)
-        arm = Arm(name, reduce(merged, layers, {}), stack)
+        check_data(stack)
+        arm = Arm(name, common.overlay_to(stack), stack)
         _ = arm.identity  # its files are there, and its model can be made
         return arm
 
@@ -93,7 +123,8 @@ def _layer(part: Any) -> dict[str, Any]:
             raise ValueError(f"{part} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(part, dict) or not all(isinstance(key, str) for key in part):
         raise ValueError(f"{part!r}: {EXPECTED}")
-    return reduce(merged, (nested({key: value}) for key, value in part.items()), {})
+    groups_first = sorted(copy.deepcopy(part).items(), key=lambda item: item[0].count("."))
+    return nested(dict(groups_first))
 
 
 def _refuse_without_effect(stack: Stack, layer: dict[str, Any]) -> None:
@@ -107,15 +138,7 @@ def _refuse_without_effect(stack: Stack, layer: dict[str, Any]) -> None:
         if not isinstance(value, dict) and isinstance(stack[key], type(stack["model"])):
             raise ValueError(f"{key} is {value!r}; expected a mapping of its settings")
     for key in flatten(layer):
+        if key in SEEDS:
+            raise ValueError(f"{key} is the same for all arms, which are compared in pairs of one seed; set it for all")
         if key in linked:
             raise ValueError(f"{key} follows from {linked[key]}; set that")
-
-
-def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings, the later ones on top; a class is replaced with its arguments."""
-    both = dict(below)
-    for key, value in above.items():
-        old = both.get(key)
-        mix = isinstance(old, dict) and isinstance(value, dict) and "class_path" not in value
-        both[key] = merged(old, value) if mix and isinstance(old, dict) else value
-    return both

@@ -95,15 +95,16 @@ class CompareResult:
             return f"{winner.name} ends lower here, by {abs(one.relative):.2%}{among}"
         if any(run.diverged for run in self.arms[0].runs):
             return "compare with a baseline that trains: some of its runs diverged; lower model.optim.lr"
+        keep = "keep the baseline" + (f", with lr {self.arms[0].lr:.1e}" if self.arms[0].overlay else "")
         open_ = [one for one in found if one.kind in ("cannot tell", "one seed")]
         if not open_:
-            return "keep the baseline: no arm ends lower here"
+            return f"{keep}: no arm ends lower here"
         wanted = [one.more_seeds for one in open_ if one.more_seeds is not None and one.more_seeds <= HOPELESS]
         n = len(self.arms[0].runs)
         if any(one.kind == "one seed" for one in open_):
             return "cannot tell from one seed: the same command with --tune.seeds 5"
         if not wanted:
-            return "keep the baseline: what differs is too small beside the spread of seeds to tell"
+            return f"{keep}: what differs is too small beside the spread of seeds to tell"
         return f"cannot tell yet: the same command with --tune.seeds {n + min(wanted)}"
 
     @property
@@ -111,7 +112,8 @@ class CompareResult:
         """How it was compared."""
         n = len(self.arms[0].runs)
         return (
-            f"{n} seed{'s' if n > 1 else ''} each, paired: the same order of data, and initial weights where they fit"
+            f"{n} seed{'s' if n > 1 else ''} each, paired: initial weights where they fit, and the same order of data "
+            "where arms read the same rows"
         )
 
     def notes(self) -> Sequence[str]:
@@ -131,8 +133,8 @@ class CompareResult:
         return lines
 
     def overlay(self) -> dict[str, Any]:
-        """Of the winner; nothing when there is none."""
-        return {} if self.winner is None else self.winner.overlay
+        """Of the winner, or of the baseline: nothing, unless its lr was tuned."""
+        return (self.winner or self.arms[0]).overlay
 
     def figure(self) -> Figure:
         return compare_figure(self)

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from rich.progress import TaskID
 
-from gpt_lightning.run.stack import Stack, flatten, nested
+from gpt_lightning.run.stack import Stack, flatten
 from gpt_lightning.terminal import duration, say, short
-from gpt_lightning.tune.compare.arms import Arm, digest, merged, naming, read_arms
+from gpt_lightning.tune.compare.arms import Arm, digest, naming, read_arms
 from gpt_lightning.tune.compare.costs import Cost, measure_in_turns
 from gpt_lightning.tune.compare.result import ArmResult, CompareResult
 from gpt_lightning.tune.compare.runs import ArmRun, from_json, train_arm
@@ -28,10 +28,7 @@ from gpt_lightning.tune.verb import Job, Verb
 
 WHOLE_TEXT = 8_192  # a multiple of usual context lengths
 HARDLY = 5  # sd of the pairs
-OTHER_TEXT = (
-    "warning: arms have other corpora: scored on the whole validation split of each; only where these are the same "
-    "text, in other tokens, do bits per byte compare"
-)
+LR_SEED = 1000  # of the search for lr: further than any run is from the first
 
 
 @dataclass(frozen=True)
@@ -86,18 +83,18 @@ def tune_compare(job: Job) -> CompareResult:
     """Train and measure what the folder does not hold, and judge."""
     settings = job.settings
     arms = read_arms(job.stack, settings.arms)
-    same_text = all(arm.identity["corpora"] == arms[0].identity["corpora"] for arm in arms)
+    same_tokens = all(arm.identity["scored"] == arms[0].identity["scored"] for arm in arms)
     unit = math.lcm(WHOLE_TEXT, *(arm.stack["data.context_length"] for arm in arms))
-    val_tokens = -(-settings.val_tokens // unit) * unit if same_text else None
-    if not same_text:
-        say("arms have other corpora: scored on the whole validation split, so runs kept without them are trained anew")
+    val_tokens = -(-settings.val_tokens // unit) * unit if same_tokens else None
+    if not same_tokens:
+        say("arms have other tokens: scored on the whole validation text, so runs kept without them are trained anew")
     _say_power(settings, sum(arm.digest != arms[0].digest for arm in arms))
     plans = [_plan(job, arms[0], arm) for arm in arms]
     runs = _train(job, plans, val_tokens)
     results = [
         ArmResult(
             plan.arm.name,
-            _overlay(settings, plan),
+            _overlay(job.stack, plan),
             plan.options.get("model.optim.lr", plan.arm.stack["model.optim.lr"]),
             plan.options["max_tokens"],
             plan.cost,
@@ -106,7 +103,7 @@ def tune_compare(job: Job) -> CompareResult:
         )
         for plan in plans
     ]
-    remarks = [] if same_text else [OTHER_TEXT]
+    remarks = []
     found = ["lrs"] * settings.tune_lr + ["lengths"] * (settings.equal == "seconds")
     if found:
         remarks.append(f"p holds for these {' and '.join(found)}: how well they were found is not in it")
@@ -139,8 +136,8 @@ def _plan(job: Job, baseline: Arm, arm: Arm) -> Plan:
         options = {k: v for k, v in horizon(arm.stack, max_tokens).items() if v != arm.stack[k]}
         if "max_tokens" in flatten(arm.overlay):
             remarks.append(f"its own max_tokens {arm.stack['max_tokens']:,} was replaced")
-    if settings.equal == "flops" and type(arm.stack.loss()) is not type(baseline.stack.loss()):
-        remarks.append("the FLOPs of its loss are not counted: see --tune.equal seconds")
+    if "loss" in arm.overlay.get("model", {}):
+        remarks.append("FLOPs are the model's: those of its loss are not counted")
     if settings.tune_lr:
         options["model.optim.lr"], remark = _tuned_lr(job, baseline, arm, max_tokens)
         remarks.append(remark)
@@ -178,8 +175,9 @@ def _tuned_lr(job: Job, baseline: Arm, arm: Arm, max_tokens: int) -> tuple[float
     """The lr that tune lr finds for runs of this length, and a word on it. All arms have trials of the same length."""
     settings = job.settings
     tokens = settings.tokens or default_tokens(baseline.stack)
-    search = LearningRateConfig(tokens=tokens, val_tokens=min(settings.val_tokens, LearningRateConfig.val_tokens))
-    stack = trial_stack(arm.stack, {"max_tokens": max_tokens})
+    val_tokens = min(settings.val_tokens, LearningRateConfig.val_tokens)
+    search = LearningRateConfig(tokens=tokens, val_tokens=val_tokens, lengthen=False)  # as many tokens for every arm
+    stack = trial_stack(arm.stack, {"max_tokens": max_tokens}, LR_SEED)
     part = f"lr {digest({**arm.identity, 'max_tokens': max_tokens, 'search': asdict(search)})}"
     say(f"lr of {arm.name}:")
     with naming(arm.name):
@@ -219,10 +217,9 @@ def _advance(job: Job, bar: TaskID, before: int, tokens: int) -> None:
     job.progress.update(bar, completed=before + tokens)
 
 
-def _overlay(settings: CompareConfig, plan: Plan) -> dict[str, Any]:
-    """What makes a fit of the stack the arm's run: its overlay, and what was found for it."""
-    kept = {key: value for key, value in plan.options.items() if key != "max_tokens" or settings.equal != "tokens"}
-    return merged(plan.arm.overlay, nested(kept))
+def _overlay(stack: Stack, plan: Plan) -> dict[str, Any]:
+    """What makes a fit of the stack the arm's run: its own settings, and what was found for it."""
+    return stack.overlay_to(plan.arm.stack.with_(plan.options))
 
 
 def identity(stack: Stack, settings: CompareConfig) -> dict[str, Any]:

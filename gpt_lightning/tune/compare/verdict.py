@@ -48,6 +48,12 @@ class Comparison:
         return mean(self.differences) / self.baseline_mean
 
     @property
+    def is_negligible(self) -> bool:
+        """Whether the interval of the difference lies within NEGLIGIBLE of the baseline's mean."""
+        margin = NEGLIGIBLE * abs(self.baseline_mean)
+        return self.test is not None and -margin < self.test.low and self.test.high < margin
+
+    @property
     def more_seeds(self) -> int | None:
         """With so many more, 8 in 10 such comparisons would tell; None where that takes over 1000, or none is asked."""
         if self.kind != "cannot tell" or self.test is None:
@@ -68,9 +74,11 @@ class Comparison:
         if self.test is None:
             return f"cannot tell from one seed: {size} {side} {when}, and no test is possible"
         interval = f"{100 * (1 - level):g}% interval {self.test.low:+.4f} to {self.test.high:+.4f}"
-        p = f"p {_p(self.p or 0.0)}{f' (Holm, {n_tests} arms)' if n_tests > 1 else ''}, {_seeds(n)}"
+        p = f"p {_p(self.p or 0.0)}{f' (Holm, {n_tests} arms)' if n_tests > 1 else ''}"
+        p += f", {_seeds(n)}, the baseline's sd {self.baseline_sd:.4f}"
         if self.kind in ("lower", "higher"):
-            return f"{self.kind} here by {size} {when}; {interval}, {p}"
+            little = f"; surely less than {NEGLIGIBLE:.1%}" if self.is_negligible else ""
+            return f"{self.kind} here by {size} {when}; {interval}, {p}{little}"
         if self.kind == "no difference":
             within = f"lies within {NEGLIGIBLE:.1%} of the baseline's mean"
             return f"no difference here {when}: the {interval} {within}, {p}"
@@ -117,8 +125,7 @@ def is_tested(one: Comparison) -> bool:
 def _kind(one: Comparison, test: Test, p: float, level: float) -> Kind:
     if p < level:
         return "lower" if test.mean < 0 else "higher"
-    margin = NEGLIGIBLE * abs(one.baseline_mean)
-    return "no difference" if -margin < test.low and test.high < margin else "cannot tell"
+    return "no difference" if one.is_negligible else "cannot tell"
 
 
 def _seeds(n: int) -> str:

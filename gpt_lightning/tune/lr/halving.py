@@ -47,11 +47,13 @@ class Search:
         return self.answer.run.factor > WIDE
 
 
-def search(objective: Objective, upper: float, tokens: int, seeds: int, max_tokens: int) -> Search:
+def search(
+    objective: Objective, upper: float, tokens: int, seeds: int, max_tokens: int, lengthen: bool = True
+) -> Search:
     """The best learning rate of a run of `max_tokens`, by trials of up to `tokens`; from `upper` downwards.
 
     upper: a learning rate near which training diverges. With two seeds the trials cost 12 x `tokens`, 2 more where an
-    edge is met in the last round, 12 to 16 more where they are made longer.
+    edge is met in the last round, 12 to 16 more where they are made longer, as `lengthen` allows.
     """
     lrs = sorted(upper * GRID**-i for i in range(ROUNDS[0][1]))
     rounds: list[Round] = []
@@ -63,7 +65,7 @@ def search(objective: Objective, upper: float, tokens: int, seeds: int, max_toke
         widened = widened or len(rounds[-1].losses) > n_lrs
     found = _answer(rounds, max_tokens)
     longer = min(LONGER * tokens, max_tokens)
-    lengthened = found.run.factor > WIDE and longer > tokens
+    lengthened = lengthen and found.run.factor > WIDE and longer > tokens
     if lengthened:
         middle = _answer(rounds, longer).run.value
         nearest = upper * GRID ** round(math.log(middle / upper, GRID))

@@ -29,11 +29,13 @@ class LearningRateConfig:
 
     tokens: int | None = None
     """Length of the trials of round 3, in tokens; when not given 1/80 of max_tokens, or 50 steps if that is more. The
-    search costs 12 to 15 times as much, 25 to 30 times where the answer stays vague and trials are made longer."""
+    search costs 12 to 15 times as much, 25 to 30 times where the answer stays vague and trials are lengthened."""
     seeds: int = 2
     """Seeds of the range test and of round 3."""
     val_tokens: int = 50_000
     """Tokens of the validation split that a trial is scored on."""
+    lengthen: bool = True
+    """Whether to go on with trials four times as long where the answer stays vague."""
     dir: str = "runs/lr"
     """Folder for result.json, figure.png and tuned.yaml."""
     if_exists: IfExists = "resume"
@@ -110,14 +112,12 @@ def tune_learning_rate(job: Job) -> LearningRateResult:
             f"set --tune.tokens {LEAST_STEPS * batch_tokens} or more"
         )
     share = COST * tokens / max_tokens
-    say(
-        f"trials of up to {tokens:,} tokens, about {COST * tokens:,} in all: {share:.0%} of the run itself; "
-        f"{COST_LONGER / COST:.0f} times that where the answer stays vague"
-    )
+    longer = f"; {COST_LONGER / COST:.0f} times that where the answer stays vague" if settings.lengthen else ""
+    say(f"trials of up to {tokens:,} tokens, about {COST * tokens:,} in all: {share:.0%} of the run itself{longer}")
     trials = Trials(job, tokens)
     tests = [trials.range_test(seed) for seed in range(settings.seeds)]
     upper = math.exp(sum(math.log(test.upper) for test in tests) / len(tests))  # the geometric mean
-    found = search(trials.loss, upper, tokens, settings.seeds, max_tokens)
+    found = search(trials.loss, upper, tokens, settings.seeds, max_tokens, settings.lengthen)
     return LearningRateResult(stack["model.optim.lr"], tests, found, trials.spent, max_tokens)
 
 

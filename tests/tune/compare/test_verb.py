@@ -12,9 +12,11 @@ import gpt_lightning.tune.compare.costs as costs
 import gpt_lightning.tune.compare.runs as runs
 import gpt_lightning.tune.compare.verb as verb
 from gpt_lightning.cli import main
+from gpt_lightning.run.stack import flatten, read_stack
+from gpt_lightning.tune.compare.arms import read_arms
 from gpt_lightning.tune.compare.costs import Cost
 from gpt_lightning.tune.compare.verb import CompareConfig
-from tests.fixtures import TINY, arguments
+from tests.fixtures import TINY, arguments, write_text
 
 OPTIONS = {"data.corpus": "text.txt", "max_tokens": 512, "model.gpt.dropout": 0.0}
 SMALL = {"model": {"optim": {"lr": 1e-4}}}
@@ -113,6 +115,38 @@ def test_a_winners_overlay_is_accepted_by_fit_and_the_python_call_gives_its_numb
     assert yaml.safe_load(Path("run/config.yaml").read_text())["model"]["optim"]["lr"] == 0.02
 
 
+def test_an_arms_overlay_makes_its_stack_of_the_common_one_whatever_its_settings_are(folder):
+    """Settings that are mappings are replaced whole, and a class keeps what an earlier overlay gave it."""
+    Path("ratios.yaml").write_text("model: {optim: {lr_ratios: {embedding: 10, vector: 6}}}\n")
+    smooth = {"model": {"loss": {"class_path": "CrossEntropy", "init_args": {"label_smoothing": 0.1}}}}
+    z_loss = {"model": {"loss": {"class_path": "CrossEntropy", "init_args": {"z_loss": 1e-4}}}}
+    flags = arguments({**OPTIONS, "model.optim.lr_ratios": {"embedding": 3}})
+    stack, _ = read_stack(flags, "tune compare")
+    given = {
+        "ratios": "ratios.yaml",
+        "none": ["ratios.yaml", {"model": {"optim": {"lr_ratios": {}}}}],
+        "loss": [smooth, z_loss],
+        "dotted": {"model": {"optim": {"lr": 0.5}}, "model.gpt.d_model": 32, "model.optim.betas": [0.5, 0.6]},
+        "mixture": {"data": {"corpus": {"text.txt": 0.5, "other.txt": 0.5}, "val_corpus": "text.txt"}},
+    }
+    write_text(Path("other.txt"), 1000)
+    stack = stack.with_({"data.val_corpus": "text.txt"})
+    for arm in read_arms(stack, given)[1:]:
+        assert stack.over(arm.overlay).to_dict() == arm.stack.to_dict() != stack.to_dict(), arm.name
+        assert flatten(arm.overlay).keys() <= flatten(arm.stack.to_dict()).keys()
+    assert arm.overlay == {"data": {"corpus": {"text.txt": 0.5, "other.txt": 0.5}}}
+
+
+def test_arms_that_are_scored_on_other_texts_are_refused_and_other_tokens_of_one_text_are_not(folder):
+    Path("other.txt").write_text(Path("text.txt").read_text()[::-1])
+    stack, _ = read_stack(arguments(OPTIONS), "tune compare")
+    with pytest.raises(ValueError, match="arm b: its validation text is not the baseline's.*set data.val_corpus for"):
+        read_arms(stack, {"a": SMALL, "b": {"data": {"corpus": "other.txt"}}})
+    tokens = {"data": {"prepare": {"tokenizer": None, "vocab_size": 300}}}
+    _, arm = read_arms(stack, {"tokens": tokens})
+    assert arm.stack["data.prepare.vocab_size"] == 300
+
+
 @pytest.mark.slow
 def test_an_arm_that_diverges_is_a_result(folder, trained, capsys):
     boom = {"model.optim.lr": 1e30, "trainer.gradient_clip_val": None}
@@ -176,6 +210,7 @@ def test_the_lr_of_each_arm_is_tuned_with_trials_of_the_same_length(folder, trai
     found = result()["arms"]
     assert (found["baseline"]["lr"], found["wide"]["lr"]) == (0.03, 0.02)
     assert found["wide"]["overlay"] == {"model": {**WIDE["model"], "optim": {"lr": 0.02}}}
+    assert yaml.safe_load(Path("runs/compare/tuned.yaml").read_text()) == {"model": {"optim": {"lr": 0.03}}}
     assert "wide: lr 2.0e-02 by tune lr, 99 tokens" in capsys.readouterr().out
 
 
@@ -198,6 +233,10 @@ def test_the_lr_of_each_arm_is_tuned_with_trials_of_the_same_length(folder, trai
         ({"a": SMALL, "b": {"model.gpt.n_heads": 3}}, "arm b: d_model 16 is not divisible by n_heads 3"),
         ({"a": {"data.batch_tokens": 33}}, "arm a: batch_tokens is 33; expected a multiple"),
         ({"a": {"data": {"corpus": "nowhere.txt"}}}, "arm a: "),
+        ({"a": {"data": {"seed": 1}}}, "arm a: data.seed is the same for all arms"),
+        ({"a": {"seed_everything": 1}}, "arm a: seed_everything is the same for all arms"),
+        ({"a": {"data": {"fim_rate": 0.5}}}, "arm a: fim_rate 0.5: the tokenizer has no <|fim_prefix|>"),
+        ({"a": {"model.loss.token_weights": {500: 2.0}}}, "arm a: token_weights has the id 500"),
         ({"a": {"model.block": "nowhere.Block"}}, "arm a: "),
     ],
 )
