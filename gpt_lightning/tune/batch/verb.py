@@ -70,6 +70,11 @@ class BatchResult:
     changes: dict[str, Any]
 
     @property
+    def is_known(self) -> bool:
+        """Whether the critical batch is."""
+        return is_known(self.critical)
+
+    @property
     def recommendation(self) -> str:
         best = self.best
         batch = f"batch_tokens {best.batch_tokens:,} ({best.accumulation} x {best.micro_batch_size} sequences)"
@@ -78,21 +83,22 @@ class BatchResult:
     @property
     def explanation(self) -> str:
         c, now = self.critical, self.now
-        return (
+        noise = (
             f"critical batch {c.tokens:,.0f} tokens, 90% interval {c.low:,.0f} to {c.high:,.0f}, early in training\n"
-            f"the present {now.batch_tokens:,} tokens need {now.relative_time:.2f} x the time to the same loss"
+        )
+        if not self.is_known:
+            return noise + "so it is hardly known, and the batch stays; measure longer with a larger --tune.tokens"
+        return (
+            noise + f"the present {now.batch_tokens:,} tokens need {now.relative_time:.2f} x the time to the same loss"
         )
 
     def notes(self) -> list[str]:
-        """What the branches say, and whether the noise is known."""
+        """What the branches say."""
         words = {True: "recovers", False: "does not recover", None: "cannot tell"}
-        lines = [
+        return [
             f"branch x {branch.factor}: {words[branch.recovers]} ({branch.difference:+.4f} nats per token)"
             for branch in self.branches
         ]
-        if not self.critical.high <= 4 * self.critical.low:
-            lines.append("warning: the critical batch is hardly known; measure longer with a larger --tune.tokens")
-        return lines
 
     def overlay(self) -> dict[str, Any]:
         """The batch, and the optimizer's settings that go with it."""
@@ -162,11 +168,17 @@ def tune_batch(job: Job) -> BatchResult:
         job.progress.update(bar, description="branches")
         branches = measure_branches(stack, folder, tokens)
     now, best = choose_batch(sizes, critical.tokens, T, stack.n_devices, batch_tokens)
+    best = best if is_known(critical) else now
     optim = rounded(rescaled(stack["model.optim"].as_dict(), best.batch_tokens / batch_tokens))
     ramp = ramp_overlay(stack["batch_ramp"].as_dict(), best.micro_step_tokens, best.batch_tokens)
     data = {"batch_tokens": best.batch_tokens, "micro_batch_size": best.micro_batch_size}
     changes = {"model": {"optim": optim}, "data": data, **ramp}
     return BatchResult(T, sizes, critical, settled, now, best, optim, branches, changes)
+
+
+def is_known(critical: CriticalBatch) -> bool:
+    """To a factor of 4, that is: a single step of large noise can move it by a hundred."""
+    return critical.high <= 4 * critical.low
 
 
 def measure_noise(stack: Stack, tokens: int, largest: int) -> list[tuple[float, float]]:
