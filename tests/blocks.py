@@ -77,7 +77,7 @@ class GatedBlock(Block):
         self.register_buffer("offset", torch.tensor(0.5), persistent=False)
 
     def parameter_facts(self) -> dict[str, Facts]:
-        return {"shift": Facts("vector", std=0, mean=0.25)}
+        return {**super().parameter_facts(), "shift": Facts("vector", std=0, mean=0.25)}
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         y = super().forward(x, mask, cache)

@@ -7,7 +7,6 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-NOT_RUN = ("02_learning_rate_and_batch.ipynb",)  # whole, since its size was changed
 FIGURES = ("curves.", "show(")  # how the last line of a cell that draws begins
 
 
@@ -19,7 +18,7 @@ def images(cell):
     return [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.name not in NOT_RUN], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_is_short_and_stored_with_the_outputs_of_one_run_from_top_to_bottom(path):
     cells = nbformat.read(path, as_version=4).cells
     assert len(cells) < 20

@@ -10,7 +10,7 @@ micro-batch with that of the whole step:
 
 Ranks count as further micro-batches. A hook on each parameter sees each micro-batch's own gradient before it is added
 up, under DDP before the ranks' mean; no gradient is kept twice. A step of a single micro-batch has nothing to compare;
-there the LayerNorms stand in for the whole, whose per-example gradients are cheap (Gray et al. 2024, arXiv 2411.00999:
+there the norms stand in for the whole, whose per-example gradients are cheap (Gray et al. 2024, arXiv 2411.00999:
 their noise scale predicts the total). Cost: a norm of the gradients per measured micro-step; nothing on other steps.
 """
 
@@ -64,16 +64,15 @@ def _ratio(square: float, noise: float) -> float:
     return max(noise, 0.0) / square if square > 0 else float("inf")
 
 
-def layer_norm_squares(
-    norm: nn.LayerNorm, x: Float[Tensor, "batch *time d_model"], gradient: Float[Tensor, "batch *time d_model"]
+def norm_squares(
+    norm: nn.LayerNorm | nn.RMSNorm, x: Float[Tensor, "batch *time width"], gradient: Float[Tensor, "batch *time width"]
 ) -> Float[Tensor, ""]:
     """Sum over the examples of |gradient of weight and bias|^2, from the input and the gradient of the output."""
     gradient = gradient.float()
-    normalized = F.layer_norm(x.float(), norm.normalized_shape, eps=norm.eps)
-    parts = [(gradient * normalized).flatten(1, -2).sum(1)]  # (B, D)
-    if norm.bias is not None:
-        parts.append(gradient.flatten(1, -2).sum(1))
-    return sum((_square(part) for part in parts), torch.zeros((), device=x.device))
+    normalize: Any = F.rms_norm if isinstance(norm, nn.RMSNorm) else F.layer_norm
+    normalized = normalize(x.float(), norm.normalized_shape, eps=norm.eps)
+    total = _square((gradient * normalized).flatten(1, -2).sum(1))  # of (B, D)
+    return total if getattr(norm, "bias", None) is None else total + _square(gradient.flatten(1, -2).sum(1))
 
 
 def _square(x: Tensor) -> Tensor:
@@ -97,20 +96,20 @@ class MicroBatchSquares:
             handle.remove()
 
 
-class LayerNormSquares(MicroBatchSquares):
-    """Sum of |gradient of the LayerNorms|^2 over the examples of a micro-batch."""
+class NormSquares(MicroBatchSquares):
+    """Sum of |gradient of the norms|^2 over the examples of a micro-batch."""
 
     def __init__(self, module: nn.Module):
-        norms = [m for m in module.modules() if isinstance(m, nn.LayerNorm)]
+        norms = [m for m in module.modules() if isinstance(m, nn.LayerNorm | nn.RMSNorm)]
         if not norms:
-            raise ValueError("gradient_noise: no LayerNorms in this model; use a smaller data.micro_batch_size")
+            raise ValueError("gradient_noise: no norms in this model; use a smaller data.micro_batch_size")
         self.parameters = [p for norm in norms for p in norm.parameters()]
         self.total = torch.zeros((), device=self.parameters[0].device)
         self._handles = [norm.register_forward_hook(self._watch) for norm in norms]
 
     def _watch(self, norm: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         x = inputs[0].detach()  # autograd keeps it for the backward pass anyway
-        output.register_hook(lambda gradient: self.total.add_(layer_norm_squares(norm, x, gradient)) and None)
+        output.register_hook(lambda gradient: self.total.add_(norm_squares(norm, x, gradient)) and None)
 
 
 class GradientNoiseScale(Callback):
@@ -127,7 +126,7 @@ class GradientNoiseScale(Callback):
         if not 0 <= decay < 1:
             raise ValueError(f"gradient_noise.decay is {decay}; expected at least 0 and below 1")
         self.interval_steps, self.decay = interval_steps, decay
-        self._reset(layer_norms=False)
+        self._reset(by_norms=False)
         self._watch: MicroBatchSquares | None = None
         self._shape = torch.Size((0, 0))  # of a micro-batch: sequences, tokens
 
@@ -155,11 +154,11 @@ class GradientNoiseScale(Callback):
         if not self.interval_steps or trainer.global_step % self.interval_steps or not begins_step(trainer, batch_idx):
             return
         self._shape = batch[0].shape
-        layer_norms = k * trainer.world_size == 1
-        if layer_norms != self._layer_norms:
-            self._reset(layer_norms)
+        by_norms = k * trainer.world_size == 1
+        if by_norms != self._by_norms:
+            self._reset(by_norms)
         check_measurable(k * trainer.world_size, self._shape[0], getattr(pl_module, "compile_blocks", False))
-        self._watch = LayerNormSquares(pl_module) if layer_norms else MicroBatchSquares(pl_module)
+        self._watch = NormSquares(pl_module) if by_norms else MicroBatchSquares(pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         if self._watch is None:
@@ -170,11 +169,11 @@ class GradientNoiseScale(Callback):
         norm = torch.nn.utils.get_total_norm([p.grad for p in watch.parameters if p.grad is not None])
         square = (norm.float() / scale) ** 2
         total: Any = trainer.strategy.reduce(watch.total / hooks / hooks, reduce_op="mean")
-        b, n = (1, self._shape[0]) if self._layer_norms else (self._shape[0], k * trainer.world_size)
+        b, n = (1, self._shape[0]) if self._by_norms else (self._shape[0], k * trainer.world_size)
         # Lightning divides each micro-batch's loss by k, and the loss of a micro-batch is the mean over its examples
         # (over all their targets, also those that do not count: the module corrects that later, by one factor):
         # either way the parts that were summed are g_i / k or g_i / b, and the mean is over as many.
-        small = total * (n if self._layer_norms else k)
+        small = total * (n if self._by_norms else k)
         self._pending.append(torch.stack(noise_estimates(small, square, b, n)))
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -183,7 +182,7 @@ class GradientNoiseScale(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         estimates = torch.tensor(self.estimates, dtype=torch.float64).view(-1, 2)
-        state = {"smoothed": list(self._smoothed), "estimates": estimates, "layer_norms": self._layer_norms}
+        state = {"smoothed": list(self._smoothed), "estimates": estimates, "layer_norms": self._by_norms}
         return {**state, "shape": list(self._shape)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -198,9 +197,9 @@ class GradientNoiseScale(Callback):
         watch.close()
         return watch
 
-    def _reset(self, layer_norms: bool) -> None:
-        """Start again: the LayerNorms' gradients and the whole model's are numbers of different size."""
-        self._layer_norms = layer_norms
+    def _reset(self, by_norms: bool) -> None:
+        """Start again: the norms' gradients and the whole model's are numbers of different size."""
+        self._by_norms = by_norms
         self._pending: list[Tensor] = []  # on the device until somebody asks
         self._estimates: deque[tuple[float, float]] = deque(maxlen=KEPT)
         self._smoothed = (0.0, 0.0)
@@ -243,7 +242,7 @@ def check_measurable(n_micro_batches: int, micro_batch_size: int, compiled: bool
     """Raises ValueError where a step has nothing to compare. `n_micro_batches` counts over all ranks."""
     if n_micro_batches > 1 or (micro_batch_size > 1 and not compiled):
         return
-    why = "of one sequence" if micro_batch_size == 1 else "and model.compile hides its LayerNorms"
+    why = "of one sequence" if micro_batch_size == 1 else "and model.compile hides its norms"
     raise ValueError(
         f"gradient_noise needs something to compare, but a step is a single micro-batch {why}; "
         "use a smaller data.micro_batch_size or a larger data.batch_tokens"

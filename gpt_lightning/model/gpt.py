@@ -65,6 +65,16 @@ class Block(nn.Module):
         x = torch.add(x, attended, alpha=self.residual_multiplier)
         return torch.add(x, self.post_ln_2(self.mlp(self.ln_2(x))), alpha=self.residual_multiplier)
 
+    def parameter_facts(self) -> dict[str, Facts]:
+        """The last norm of a branch, where there is one, joins the residual stream instead of the matrix before it."""
+        facts: dict[str, Facts] = {}
+        for branch, last in (("attn", "post_ln_1"), ("mlp", "post_ln_2")):
+            after = facts_of(getattr(self, last))
+            facts |= {f"{last}.{name}": replace(said, residual=True) for name, said in after.items()}
+            within = facts_of(getattr(self, branch)) if after else {}
+            facts |= {f"{branch}.{name}": replace(said, residual=False) for name, said in within.items()}
+        return facts
+
     def first_values(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch kv_heads time d_head"]:
         """The values of this layer, were it the first, for `forward` of all layers (value_residual)."""
         return self.attn.values(self.ln_1(x))
@@ -187,9 +197,6 @@ class GPT(nn.Module):
         embedding = Facts("embedding") if self.lm_head is None else LOOK_UP
         own = {"wte.weight": embedding} if self.wpe is None else {"wte.weight": embedding, "wpe.weight": LOOK_UP}
         own |= {f"ln_f.{name}": replace(facts, role="final_vector") for name, facts in facts_of(self.ln_f).items()}
-        for i, block in enumerate(self.blocks):
-            if isinstance(block, Block) and self.config.norm_place != "before":
-                own |= {f"blocks.{i}.{name}": facts for name, facts in _normed_last(block).items()}
         return own if self.lm_head is None else {**own, "lm_head.weight": Facts("readout")}
 
     def _masks(
@@ -228,14 +235,6 @@ class GPT(nn.Module):
         if self.flex_attention and device.type == "cuda":
             return {width: document_block_mask(first, width) for width in widths}
         return {width: visible(T, T, width, first, device) for width in widths}
-
-
-def _normed_last(block: Block) -> dict[str, Facts]:
-    """The last norm of a branch is what joins the residual stream, instead of the matrix before it."""
-    facts = {name: replace(said, residual=False) for name, said in facts_of(block).items() if said.residual}
-    for place, last in (("post_ln_1", block.post_ln_1), ("post_ln_2", block.post_ln_2)):
-        facts |= {f"{place}.{name}": replace(said, residual=True) for name, said in facts_of(last).items()}
-    return facts
 
 
 def _norm_if(wanted: bool, config: GPTConfig) -> nn.Module:

@@ -165,7 +165,7 @@ class CrossEntropy(Loss):
         if terms == Terms() and ahead == [1.0] and not self.token_weights:
             targets = step.targets.flatten()
             return cross_entropy_sum(hidden, weight, targets, n), (targets != IGNORED).sum()
-        targets = targets_ahead(step.targets, len(ahead)).flatten(0, 1)
+        targets = targets_ahead(step.targets, len(ahead), step.positions).flatten(0, 1)
         per_id = self._weights_of_ids(len(weight), at_least_float32(matmul_dtype(hidden)), hidden.device)
         weights = per_id[targets.clamp(min=0)] * per_id.new_tensor(ahead) * (targets != IGNORED)
         return weighted_sum(hidden, weight, targets, weights, terms, n), weights.sum()
@@ -182,11 +182,20 @@ class CrossEntropy(Loss):
         return weights.to(device)
 
 
-def targets_ahead(targets: Int[Tensor, "batch time"], n_ahead: int) -> Int[Tensor, "batch time n_ahead"]:
-    """The targets 1, 2, ... n_ahead tokens ahead in the same row; -100 past its end."""
+def targets_ahead(
+    targets: Int[Tensor, "batch time"], n_ahead: int, positions: Int[Tensor, "batch time"] | None = None
+) -> Int[Tensor, "batch time n_ahead"]:
+    """The targets 1, 2, ... n_ahead tokens ahead in the same row; -100 past its end, and past that of the document.
+
+    positions: of each token in its own document, where it sees no other; it is not to foresee another either.
+    """
+    T = targets.shape[1]
     ahead = torch.full((*targets.shape, n_ahead), IGNORED, dtype=targets.dtype, device=targets.device)
-    for k in range(min(n_ahead, targets.shape[1])):
-        ahead[:, : targets.shape[1] - k, k] = targets[:, k:]
+    for k in range(min(n_ahead, T)):
+        ahead[:, : T - k, k] = targets[:, k:]
+        if positions is not None:
+            same = positions[:, k:] == positions[:, : T - k] + k
+            ahead[:, : T - k, k].masked_fill_(~same, IGNORED)
     return ahead
 
 

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader
 from gpt_lightning.callbacks.gradient_noise import (
     GradientNoiseScale,
     critical_batch,
-    layer_norm_squares,
     loss_scales,
     noise_estimates,
+    norm_squares,
 )
+from gpt_lightning.model import norm
 from gpt_lightning.model.gpt import GPTConfig
 from gpt_lightning.module import GPTModule
 from gpt_lightning.optim.config import OptimConfig
@@ -29,12 +30,10 @@ N, T = 512, 8
 FSDP2 = '{"class_path": "gpt_lightning.run.fsdp2.FSDP2Strategy"}'
 
 
-def build(tie_embedding: bool = True, bias: bool = True) -> GPTModule:
+def build(**structure) -> GPTModule:
     """A small model that hardly moves: a learning rate of 1e-12."""
     seed_everything(1, verbose=False)
-    gpt = GPTConfig(
-        vocab_size=19, context_length=T, n_layers=2, n_heads=2, d_model=16, tie_embedding=tie_embedding, bias=bias
-    )
+    gpt = GPTConfig(vocab_size=19, context_length=T, n_layers=2, n_heads=2, d_model=16, **structure)
     return GPTModule(gpt=gpt, optim=OptimConfig(lr=1e-12, weight_decay=0.0))
 
 
@@ -55,16 +54,18 @@ def measure(module: GPTModule, callback: GradientNoiseScale, b: int, k: int, n: 
     return callback
 
 
-def per_example_gradients(module: GPTModule, tokens: torch.Tensor, only: str = "") -> torch.Tensor:
-    """(N, P), by torch.func on plain cross entropy; `only` keeps parameters with it in their name."""
+def per_example_gradients(module: GPTModule, tokens: torch.Tensor, only: tuple[str, ...] = ("",)) -> torch.Tensor:
+    """(N, P), by torch.func on plain cross entropy; `only` keeps parameters with one of these in their name."""
     gpt = module.gpt
 
     def loss(parameters: dict[str, torch.Tensor], sample: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(functional_call(gpt, parameters, (sample[None, :-1],))[0], sample[1:])
 
     parameters = {name: p.detach() for name, p in gpt.named_parameters()}
-    gradients = vmap(grad(loss), (None, 0))(parameters, tokens)
-    return torch.cat([g.flatten(1) for name, g in gradients.items() if only in name], 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norm, "training_on_cpu", lambda x: False)  # torch's own RMSNorm, which torch.func knows
+        gradients = vmap(grad(loss), (None, 0))(parameters, tokens)
+    return torch.cat([g.flatten(1) for name, g in gradients.items() if any(part in name for part in only)], 1)
 
 
 def exact(gradients: torch.Tensor) -> tuple[float, float]:
@@ -81,7 +82,7 @@ def measured(callback: GradientNoiseScale) -> tuple[float, float]:
 @pytest.mark.parametrize(("b", "k", "n"), [(1, 16, 512), (4, 8, 2048), (16, 4, 4096)])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_both_estimates_are_those_of_exact_per_example_gradients(b, k, n, tied):
-    module = build(tied)
+    module = build(tie_embedding=tied)
     callback = measure(module, GradientNoiseScale(1), b, k, n)
     square, noise = exact(per_example_gradients(module, samples(n)))
     assert len(callback.estimates) == n // (b * k)
@@ -118,11 +119,11 @@ def test_without_a_scaler_there_is_no_scale():
     assert loss_scales(object(), object()) == (1.0, 1.0)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_single_micro_batch_is_measured_by_its_layer_norms(bias):
-    module = build(bias=bias)
+@pytest.mark.parametrize("settings", [{"bias": True}, {"bias": False}, {"norm": "rms", "qk_norm": True}], ids=str)
+def test_a_single_micro_batch_is_measured_by_its_norms(settings):
+    module = build(**settings)
     callback = measure(module, GradientNoiseScale(1), 32, 1)
-    gradients = per_example_gradients(module, samples(), only="ln_")
+    gradients = per_example_gradients(module, samples(), only=("ln_", "_norm"))
     windows = gradients.split(32)
     expected = []
     for window in windows:  # the same estimator, from exact gradients
@@ -133,15 +134,16 @@ def test_a_single_micro_batch_is_measured_by_its_layer_norms(bias):
     assert measured(callback) == pytest.approx(exact(gradients), rel=0.05)
 
 
-def test_layer_norm_squares_are_those_of_autograd_per_example():
+@pytest.mark.parametrize("layer", [torch.nn.LayerNorm(6), norm.RMSNorm(6)], ids=repr)
+def test_norm_squares_are_those_of_autograd_per_example(layer):
     random = torch.Generator().manual_seed(0)
-    norm, x = torch.nn.LayerNorm(6), torch.randn(5, 7, 6, generator=random)
+    x = torch.randn(5, 7, 6, generator=random)
     gradient = torch.randn(5, 7, 6, generator=random)
     total = 0.0
     for i in range(5):
-        parts = torch.autograd.grad(norm(x[i]), [norm.weight, norm.bias], gradient[i])
+        parts = torch.autograd.grad(layer(x[i]), list(layer.parameters()), gradient[i])
         total += sum(part.square().sum().item() for part in parts)
-    assert layer_norm_squares(norm, x, gradient).item() == pytest.approx(total, rel=1e-5)
+    assert norm_squares(layer, x, gradient).item() == pytest.approx(total, rel=1e-5)
 
 
 def test_steps_that_are_not_measured_have_no_hooks():

@@ -1,5 +1,6 @@
 """One matrix over structures and blocks of a user's own: every promise of a model holds for all of them."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
 
+import gpt_lightning.model.gpt
 from gpt_lightning.model.facts import Facts, facts_of
 from gpt_lightning.model.flops import count_parameters, flops_per_token
 from gpt_lightning.model.gpt import GPT, Block, GPTConfig
@@ -120,6 +122,30 @@ def test_flops_are_the_products_that_torch_counts_and_the_attention_formula(case
     attention = flops_per_token(config) - flops_per_token(replace(config, band_width=1, attention_pattern=("banded",)))
     attention += 12.0 * config.d_model * config.n_layers  # of the key that a band of 1 sees
     assert flops_per_token(config, own_block(case.block)) == pytest.approx(products / 12 + attention, rel=1e-12)
+
+
+@pytest.mark.parametrize("structure", [s for s in STRUCTURES if not {"parallel", "value_residual"} & {*STRUCTURES[s]}])
+def test_a_copy_of_the_block_as_a_first_block_of_ones_own_is_the_same_model(structure):
+    """README: copy `Block` and change it. Unchanged, it starts from the same weights and gives the same logits."""
+    namespace = dict(vars(gpt_lightning.model.gpt))
+    exec(inspect.getsource(Block).replace("class Block", "class Copied"), namespace)
+    config = replace(CONFIG, **STRUCTURES[structure])
+    torch.manual_seed(0)
+    built_in = GPT(config)
+    torch.manual_seed(0)
+    copied = GPT(config, namespace["Copied"])
+    assert type(copied.blocks[0]) is not Block and not isinstance(copied.blocks[0], Block)
+    assert copied.facts() == built_in.facts()
+    assert torch.equal(copied(TOKENS), built_in(TOKENS))
+
+
+@over_cases
+def test_unequal_prompts_in_a_batch_write_what_each_writes_alone(case):
+    gpt, prompts = shaken(case), [[1, 2, 3, 4, 5], [6], [7, 8, 9]]
+    sampling = SamplingConfig(max_new_tokens=5, temperature=0.0)
+    together = [list(row) for row in zip(*generate_tokens(gpt, prompts, sampling, eot_id=-1), strict=True)]
+    alone = [[token for (token,) in generate_tokens(gpt, [prompt], sampling, eot_id=-1)] for prompt in prompts]
+    assert together == alone
 
 
 @over_cases

@@ -5,9 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 
 from gpt_lightning.data.batches import document_positions
+from gpt_lightning.model import attention
+from gpt_lightning.model.cross_entropy import IGNORED
 from gpt_lightning.model.gpt import GPT, GPTConfig
+from gpt_lightning.model.loss import targets_ahead
 from gpt_lightning.model.rotary import BASE, Rotary
 
 EOT, CONTEXT = 0, 48
@@ -91,6 +95,37 @@ def test_gradients_are_those_of_every_document_alone(structure):
     assert found
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, gpt.get_parameter(name).grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("band_width", [None, 5])
+def test_the_mask_for_flex_attention_lets_the_same_tokens_see_each_other(band_width, monkeypatch):
+    def kept(sees, *_, **__):  # torch's own counts the arguments of `sees`, which the tests' type checks hide
+        mask = object.__new__(BlockMask)
+        mask.mask_mod = sees
+        return mask
+
+    monkeypatch.setattr(attention, "create_block_mask", kept)
+    tokens = rows_of_documents()
+    first = torch.arange(CONTEXT) - torch.from_numpy(document_positions(tokens.numpy(), EOT))
+    sees = attention.document_block_mask(first, band_width).mask_mod
+    row, query, key = (torch.arange(n) for n in (len(tokens), CONTEXT, CONTEXT))
+    found = sees(row[:, None, None], torch.tensor(0), query[None, :, None], key[None, None, :])
+    assert torch.equal(found, attention.visible(CONTEXT, CONTEXT, band_width, first, torch.device("cpu"))[:, 0])
+
+
+def test_targets_further_ahead_end_with_their_document():
+    tokens = rows_of_documents()
+    targets = tokens.roll(-1, 1)
+    found = targets_ahead(targets, 3, torch.from_numpy(document_positions(tokens.numpy(), EOT)))
+    assert torch.equal(found[..., 0], targets), "the next token counts, also where it begins a document"
+    expected = torch.full((*targets.shape, 3), IGNORED)
+    for i, row in enumerate(tokens.tolist()):
+        for begin, end in documents(row):
+            for t in range(begin, end):
+                for k in range(min(3, end - t)):
+                    expected[i, t, k] = targets[i, t + k]
+    assert torch.equal(found, expected)
+    assert (found != targets_ahead(targets, 3)).any()
 
 
 def test_positions_of_one_document_give_the_row_itself_in_float32():
