@@ -70,11 +70,6 @@ class BatchResult:
     changes: dict[str, Any]
 
     @property
-    def is_known(self) -> bool:
-        """Whether the critical batch is."""
-        return is_known(self.critical)
-
-    @property
     def recommendation(self) -> str:
         best = self.best
         batch = f"batch_tokens {best.batch_tokens:,} ({best.accumulation} x {best.micro_batch_size} sequences)"
@@ -86,7 +81,7 @@ class BatchResult:
         noise = (
             f"critical batch {c.tokens:,.0f} tokens, 90% interval {c.low:,.0f} to {c.high:,.0f}, early in training\n"
         )
-        if not self.is_known:
+        if not is_known(c):
             return noise + "so it is hardly known, and the batch stays; measure longer with a larger --tune.tokens"
         return (
             noise + f"the present {now.batch_tokens:,} tokens need {now.relative_time:.2f} x the time to the same loss"

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -64,16 +64,21 @@ def digest(identity: Mapping[str, Any]) -> str:
 
 
 def read_arms(stack: Stack, given: Mapping[str, Any]) -> list[Arm]:
-    """The baseline and the arms that were given, checked. Raises ValueError naming the arm and what is wrong."""
+    """The baseline and the arms that were given. Raises ValueError naming the arm and what is wrong."""
     if not set(given) - {BASELINE}:
         raise ValueError(
             "tune.arms has no arm to compare with the baseline; give names and overlays, as "
             "--tune.arms '{d2z: configs/optim/d2z.yaml, small_lr: {model: {optim: {lr: 1e-3}}}}'"
         )
-    arms = [_read(stack, name, overlay) for name, overlay in {BASELINE: {}, **given}.items()]
-    for arm in arms[1:]:
+    return [_read(stack, name, overlay) for name, overlay in {BASELINE: {}, **given}.items()]
+
+
+def check_arms(arms: Sequence[Arm]) -> None:
+    """Raise ValueError, naming the arm, where its data lack what it needs or its scores would not compare."""
+    for arm in arms:
+        with naming(arm.name):
+            check_data(arm.stack)
         _check_same_text(arms[0], arm)
-    return arms
 
 
 def _check_same_text(baseline: Arm, arm: Arm) -> None:
@@ -102,17 +107,16 @@ def _read(stack: Stack, name: str, overlay: Any) -> Arm:
     with naming(name):
         common = stack
         for part in overlay if isinstance(overlay, list) else [overlay]:
-            layer = _layer(part)
-            _refuse_without_effect(stack, layer)
-            stack = stack.over(layer)
+            settings = _settings(part)
+            _refuse_without_effect(stack, settings)
+            stack = stack.over(settings)
         check(stack)
-        check_data(stack)
         arm = Arm(name, common.overlay_to(stack), stack)
         _ = arm.identity  # its files are there, and its model can be made
         return arm
 
 
-def _layer(part: Any) -> dict[str, Any]:
+def _settings(part: Any) -> dict[str, Any]:
     """The nested settings of a file, of a mapping, or of nothing."""
     if isinstance(part, str):
         if not Path(part).is_file():
@@ -127,17 +131,17 @@ def _layer(part: Any) -> dict[str, Any]:
     return nested(dict(groups_first))
 
 
-def _refuse_without_effect(stack: Stack, layer: dict[str, Any]) -> None:
+def _refuse_without_effect(stack: Stack, settings: dict[str, Any]) -> None:
     """Raise ValueError for a key that the stack would take and not use."""
     links: Any = next(group for group in stack.parser._action_groups if group.title == "Linked arguments")
     linked = {action.target[0]: action.source[0][0] for action in links._group_actions}
     known = {action.dest.split(".")[0] for action in stack.parser._actions}
-    for key, value in layer.items():
+    for key, value in settings.items():
         if key not in known or key in NO_SETTINGS:
             raise ValueError(f"{key} is no setting of a run")
         if not isinstance(value, dict) and isinstance(stack[key], type(stack["model"])):
             raise ValueError(f"{key} is {value!r}; expected a mapping of its settings")
-    for key in flatten(layer):
+    for key in flatten(settings):
         if key in SEEDS:
             raise ValueError(f"{key} is the same for all arms, which are compared in pairs of one seed; set it for all")
         if key in linked:

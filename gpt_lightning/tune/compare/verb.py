@@ -16,7 +16,7 @@ from rich.progress import TaskID
 
 from gpt_lightning.run.stack import Stack, flatten
 from gpt_lightning.terminal import duration, say, short
-from gpt_lightning.tune.compare.arms import Arm, digest, naming, read_arms
+from gpt_lightning.tune.compare.arms import Arm, check_arms, digest, naming, read_arms
 from gpt_lightning.tune.compare.costs import Cost, measure_in_turns
 from gpt_lightning.tune.compare.result import ArmResult, CompareResult
 from gpt_lightning.tune.compare.runs import ArmRun, from_json, train_arm
@@ -224,7 +224,7 @@ def _overlay(stack: Stack, plan: Plan) -> dict[str, Any]:
 
 def identity(stack: Stack, settings: CompareConfig) -> dict[str, Any]:
     """What every run of the folder has in common: the stack and how long the score is. Wrong arms are refused here."""
-    read_arms(stack, settings.arms)
+    check_arms(read_arms(stack, settings.arms))
     return {"val_tokens": settings.val_tokens, **run_identity(stack)}
 
 

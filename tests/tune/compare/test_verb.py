@@ -13,7 +13,7 @@ import gpt_lightning.tune.compare.runs as runs
 import gpt_lightning.tune.compare.verb as verb
 from gpt_lightning.cli import main
 from gpt_lightning.run.stack import flatten, read_stack
-from gpt_lightning.tune.compare.arms import read_arms
+from gpt_lightning.tune.compare.arms import check_arms, read_arms
 from gpt_lightning.tune.compare.costs import Cost
 from gpt_lightning.tune.compare.verb import CompareConfig
 from tests.fixtures import TINY, arguments, write_text
@@ -141,9 +141,10 @@ def test_arms_that_are_scored_on_other_texts_are_refused_and_other_tokens_of_one
     Path("other.txt").write_text(Path("text.txt").read_text()[::-1])
     stack, _ = read_stack(arguments(OPTIONS), "tune compare")
     with pytest.raises(ValueError, match="arm b: its validation text is not the baseline's.*set data.val_corpus for"):
-        read_arms(stack, {"a": SMALL, "b": {"data": {"corpus": "other.txt"}}})
+        check_arms(read_arms(stack, {"a": SMALL, "b": {"data": {"corpus": "other.txt"}}}))
     tokens = {"data": {"prepare": {"tokenizer": None, "vocab_size": 300}}}
-    _, arm = read_arms(stack, {"tokens": tokens})
+    _, arm = arms = read_arms(stack, {"tokens": tokens})
+    check_arms(arms)
     assert arm.stack["data.prepare.vocab_size"] == 300
 
 
