@@ -115,25 +115,28 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def lock(path: Path, wait: bool = False) -> IO[str]:
-    """Hold the lock file `path` until the returned file is closed. Raises BlockingIOError when another process does."""
+def lock(path: Path, wait: bool = False, shared: bool = False) -> IO[str]:
+    """Hold the lock file `path` until the returned file is closed; shared: with others that share it.
+
+    Raises BlockingIOError when another process holds it.
+    """
     file = path.open("w")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BaseException:
         file.close()
         raise
     return file
 
 
-def claim(folder: Path, option: str) -> IO[str]:
-    """Make `folder` and hold its lock until the returned file is closed.
+def claim(folder: Path, option: str, shared: bool = False) -> IO[str]:
+    """Make `folder` and hold its lock until the returned file is closed; shared: with others that share it.
 
     Raises ValueError, naming the `option` that chooses another one, when it is in use or cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return lock(folder / ".lock")
+        return lock(folder / ".lock", shared=shared)
     except BlockingIOError:
         raise ValueError(f"{folder} is in use by another process; choose another {option}") from None
     except OSError as error:

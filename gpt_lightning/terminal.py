@@ -4,9 +4,9 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 KNOWN_WARNINGS = (
@@ -30,11 +30,22 @@ def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
-def progress(*columns: ProgressColumn) -> Progress:
+class Bars(Progress):
+    """Progress bars, and `above` them what is to be seen as it grows."""
+
+    above: Callable[[], RenderableType] | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.above is not None:
+            yield self.above()
+        yield from super().get_renderables()
+
+
+def progress(*columns: ProgressColumn) -> Bars:
     """A bar on a terminal, which disappears at its end; nothing in a log file or a notebook."""
     errors = Console(stderr=True)
     shown = columns or (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    return Progress(*shown, console=errors, transient=True, disable=not errors.is_terminal)
+    return Bars(*shown, console=errors, transient=True, disable=not errors.is_terminal)
 
 
 def short(count: float) -> str:

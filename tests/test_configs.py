@@ -18,7 +18,7 @@ from tests.run.test_distributed import STRATEGIES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ALL = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
-ELSEWHERE = ("trainer", "task")  # several processes; tuning verbs
+ELSEWHERE = ("trainer", "task", "sweep")  # several processes; tuning verbs
 QUICK = (Path("debug.yaml"), Path("quickstart.yaml"))
 SINGLE = [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in ALL if n.parts[0] not in ELSEWHERE]
 SMALL = {"data.corpus": "text.txt", "data.prepare.tokenizer": "bytes", "trainer.accelerator": "cpu"}

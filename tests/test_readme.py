@@ -20,6 +20,12 @@ TUNE = {  # a tuning verb's own options that make it small
     "tune lr": ["--tune.tokens=5120", "--tune.seeds=1", "--tune.val_tokens=256"],
     "tune batch": ["--tune.tokens=2048"],
     "tune verify": [],
+    "tune sweep": [
+        "--max_tokens=20480",
+        "--tune.rungs=2",
+        "--tune.trials=3",
+        "--tune.space={model.optim.lr: [1e-3, 1e-2]}",
+    ],
     "tune compare": ["--tune.seeds=2", "--tune.val_tokens=256", *TINY],
 }
 SMALL = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.num_nodes=1"]

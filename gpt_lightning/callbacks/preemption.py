@@ -6,7 +6,6 @@ several ranks; ours is agreed on once per `log_every_n_steps` steps.
 
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -19,15 +18,19 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(SystemExit):
-    """The run was asked to stop and has saved its state; exits with 128 + the signal's number."""
+    """The run was asked to stop and has saved its state after `step` steps; exits with 128 + the signal's number."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(128 + number)
+        self.signal, self.step = signal.Signals(number), step
 
 
 class Preemption(Callback):
-    """Save to `checkpoint` and leave at the end of the step in which a signal came."""
+    """Save to `checkpoint` and leave at the end of the step in which a signal came. received: its number, or 0."""
 
     def __init__(self, checkpoint: Path):
         self.checkpoint = checkpoint
-        self._signal = 0
+        self.received = 0
         self._step = 0
         self._previous: dict[int, Any] = {}
 
@@ -48,14 +51,7 @@ class Preemption(Callback):
         number = self._agreed(trainer)
         if number:
             trainer.save_checkpoint(self.checkpoint)
-            if trainer.is_global_zero:
-                config = self.checkpoint.parents[1] / "config.yaml"
-                print(
-                    f"stopped by {signal.Signals(number).name} after step {self._step}, nothing lost; go on with: "
-                    f"gpt-lightning fit --config {config} --if_exists resume",
-                    file=sys.stderr,
-                )
-            raise Preempted(128 + number)
+            raise Preempted(number, self._step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self._previous.items():
@@ -63,15 +59,15 @@ class Preemption(Callback):
         self._previous = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._signal:
+        if self.received:
             os._exit(128 + number)
-        self._signal = number
+        self.received = number
 
     def _agreed(self, trainer: Trainer) -> int:
         if trainer.world_size == 1:
-            return self._signal
+            return self.received
         if self._step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return 0
-        flag = torch.tensor(self._signal, device=trainer.strategy.root_device)
+        flag = torch.tensor(self.received, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         return int(flag.item())

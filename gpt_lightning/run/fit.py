@@ -4,18 +4,23 @@ stack.py reads the settings and build.py turns them into objects; here they run,
 and summary.json beside what the callbacks write.
 """
 
+import contextlib
 import math
+import signal
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from gpt_lightning.callbacks.preemption import Preempted, Preemption
 from gpt_lightning.checkpoint import find_checkpoint
 from gpt_lightning.data.compression import compression
 from gpt_lightning.run.build import Run, build, check, is_rank_zero, supported_precision
@@ -33,25 +38,61 @@ def run(arguments: Sequence[str], verb: str = "fit", about: str = "") -> dict[st
     with quiet():
         stack, _ = read_stack(arguments, verb, about)
         check(stack)
-        folder = RunDir(Path(stack["run_dir"] or time.strftime("runs/%Y-%m-%d_%H-%M-%S")))
+        folder = _folder(stack)
         if verb == "fit" and is_rank_zero():
             folder.check(stack["if_exists"])
         _, why = supported_precision(stack["trainer.precision"], stack["trainer.accelerator"])
         if why and is_rank_zero():
             say(why)
         built = build(stack, folder=folder)
-        try:
-            return _fit(built, folder) if verb == "fit" else _evaluate(built, folder, verb)
-        except MisconfigurationException as error:
-            raise ValueError(str(error)) from error
-        finally:
-            folder.release()
-            for logger in built.trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.experiment.finish()  # or the next run in this process would go on with it
+        with _closing(built, folder):
+            try:
+                return _fit(built, folder) if verb == "fit" else _evaluate(built, folder, verb)
+            except Preempted as stop:
+                if built.trainer.is_global_zero:
+                    print(
+                        f"stopped by {stop.signal.name} after step {stop.step}, nothing lost; go on with: "
+                        f"gpt-lightning fit --config {folder / 'config.yaml'} --if_exists resume",
+                        file=sys.stderr,
+                    )
+                raise
 
 
-def _fit(run: Run, folder: RunDir) -> dict[str, Any]:
+def fit(stack: Stack, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+    """The summary of the run of a stack, trained into its folder without a word; callbacks: beside the stack's own.
+
+    Raises Preempted for a signal, also where it came too late to stop the run.
+    """
+    with quiet():
+        folder = _folder(stack)
+        built = build(stack, callbacks, folder)
+        with _closing(built, folder):
+            summary = _fit(built, folder, shown=False)
+    for callback in built.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Preemption) and callback.received:
+            raise Preempted(callback.received, built.trainer.global_step)
+    return summary
+
+
+def _folder(stack: Stack) -> RunDir:
+    return RunDir(Path(stack["run_dir"] or time.strftime("runs/%Y-%m-%d_%H-%M-%S")))
+
+
+@contextlib.contextmanager
+def _closing(run: Run, folder: RunDir) -> Iterator[None]:
+    """Let others have the folder in the end, and finish what the loggers hold."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    finally:
+        folder.release()
+        for logger in run.trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()  # or the next run in this process would go on with it
+
+
+def _fit(run: Run, folder: RunDir, shown: bool = True) -> dict[str, Any]:
     trainer: Any = run.trainer
     if_exists = run.stack["if_exists"]
     checkpoint = folder.resume_checkpoint() if if_exists == "resume" else None
@@ -60,9 +101,13 @@ def _fit(run: Run, folder: RunDir) -> dict[str, Any]:
         folder.claim(if_exists)
         # once a checkpoint has been accepted, so that a refused one leaves the folder as it was
         trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _describe(run, named, folder)))
-    print_start(trainer, run.module, run.data, folder.path, checkpoint)
+    if shown:
+        print_start(trainer, run.module, run.data, folder.path, checkpoint)
     started = time.perf_counter()
-    trainer.fit(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
+    except SIGTERMException:  # before the first step; Lightning would exit with 0
+        raise Preempted(signal.SIGTERM, trainer.global_step) from None
     if checkpoint is not None and not run.metrics.latest:
         raise ValueError(
             f"{folder.path} has already seen its {run.module.max_tokens:,} tokens; raise --max_tokens to go on"
@@ -71,6 +116,7 @@ def _fit(run: Run, folder: RunDir) -> dict[str, Any]:
     summary["run_dir"] = str(folder.path)
     if trainer.is_global_zero:
         folder.write_summary(summary)
+    if trainer.is_global_zero and shown:
         print_summary(summary, next_commands(run.module, run.data, folder.path))
     return summary
 

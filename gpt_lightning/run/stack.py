@@ -64,9 +64,14 @@ class Stack:
         """The stack with `options`, values by dotted name, laid over it. Raises ValueError where they do not fit."""
         return self.over(nested(options))
 
-    def over(self, overlay: Mapping[str, Any]) -> "Stack":
-        """The stack with nested settings, as a YAML overlay has them, laid over it. Raises ValueError as `with_`."""
-        config = _parse(lambda: self.parser.parse_object(dict(overlay), self.config.clone()), self.parser)
+    def over(self, *overlays: Mapping[str, Any]) -> "Stack":
+        """The stack with nested settings, as YAML overlays have them, laid over it in order; checked at the end.
+
+        Raises ValueError as `with_`.
+        """
+        config = self.config
+        for overlay in overlays:
+            config = _parse(partial(self.parser.parse_object, dict(overlay), config.clone()), self.parser)
         stack = replace(self, config=config)
         stack.check()
         return stack
@@ -128,10 +133,10 @@ class Stack:
 
     def overlay_to(self, other: "Stack") -> dict[str, Any]:
         """The overlay that makes `other` of this stack: every setting that differs, whole, nested as in YAML."""
-        here, there = self._flat(), other._flat()
+        here, there = self.flat(), other.flat()
         return nested({name: value for name, value in there.items() if here.get(name, ABSENT) != value})
 
-    def _flat(self) -> dict[str, Any]:
+    def flat(self) -> dict[str, Any]:
         """Settings by dotted name; one that is a mapping, such as lr_ratios or a loss with its settings, whole."""
         names = {action.dest for action in self.parser._actions if not action.dest.endswith(".help")}
         groups = {name[: i.start()] for name in names for i in re.finditer(r"\.", name)}
@@ -152,7 +157,7 @@ def read_stack(
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a block or loss of the user's own is found in the current folder
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True, instantiate_subclass_spec_in_any=False)
     mode = "stack_read_light" if light else "stack"
     jsonargparse.set_loader(mode, _load_light if light else load_counts, exceptions=(yaml.YAMLError,))
     parser = (light_parser if light else full_parser)(

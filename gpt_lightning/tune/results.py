@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 IfExists = Literal["resume", "overwrite"]
-CONTENTS = ("identity.json", "measured.jsonl", "result.json", "figure.png", "tuned.yaml", "trials")
+CONTENTS = (
+    *("identity.json", "measured.jsonl", "result.json", "figure.png", "tuned.yaml", "trials"),
+    *("config.yaml", "journal.log", "next.yaml", "stack.yaml", "wandb_sweep.yaml", "workers"),  # of a sweep
+)
 
 
 class TuneFolder:
@@ -33,19 +36,28 @@ class TuneFolder:
         path: The folder; made when it is missing.
         identity: Everything that decides the result, as JSON values; a folder made with another is refused.
         if_exists: resume keeps what has been measured, overwrite starts anew.
+        shared: Several processes work here; each writes the same results.
 
     Raises ValueError when another process works here, when the folder holds something else, or cannot be written.
     """
 
-    def __init__(self, path: str | Path, identity: Mapping[str, Any], if_exists: IfExists = "resume"):
+    def __init__(
+        self, path: str | Path, identity: Mapping[str, Any], if_exists: IfExists = "resume", shared: bool = False
+    ):
         self.path = Path(path)
         self._identity = json.loads(json.dumps(identity))
         self._check(if_exists)
-        self._lock = files.claim(self.path, "--tune.dir")
         if if_exists == "overwrite":
-            self._clear()
-        files.write_text(self.path / "identity.json", json.dumps(self._identity, indent=2) + "\n")
-        self._measured = self._read()
+            with files.claim(self.path, "--tune.dir"):
+                self._clear()
+        self._lock = files.claim(self.path, "--tune.dir", shared)
+        with self.turn():
+            files.write_text(self.path / "identity.json", json.dumps(self._identity, indent=2) + "\n")
+            self._measured = self._read()
+
+    def turn(self) -> IO[str]:
+        """Until it is closed, other processes that share the folder wait."""
+        return files.lock(self.path / ".turn", wait=True)
 
     def measured(self, key: str, measure: Callable[[], Any]) -> Any:
         """The JSON value that was measured under `key`; measured now, and kept, when there is none."""
@@ -68,12 +80,13 @@ class TuneFolder:
         tuned: nested keys of the stack, only those that the verb decided. header: comment lines, without the #.
         """
         values = _json({**result, "tuned": flatten(tuned)})
-        files.write_text(self.path / "result.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
-        with files.replacing(self.path / "figure.png") as file:
-            figure.savefig(cast(IO[bytes], file), format="png", dpi=120)
         comment = "".join(f"# {line}\n" for line in header.splitlines())
         overlay = yaml.safe_dump(dict(tuned), sort_keys=False, default_flow_style=False) if tuned else "{}\n"
-        files.write_text(self.path / "tuned.yaml", comment + overlay)
+        with self.turn():
+            files.write_text(self.path / "result.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
+            with files.replacing(self.path / "figure.png") as file:
+                figure.savefig(cast(IO[bytes], file), format="png", dpi=120)
+            files.write_text(self.path / "tuned.yaml", comment + overlay)
 
     def close(self) -> None:
         """Let others have the folder."""

@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, Progres
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gpt_lightning.callbacks.metrics import MAX_SKIPPED_STEPS
+from gpt_lightning.callbacks.preemption import Preempted
 from gpt_lightning.callbacks.steps import ends_step
 from gpt_lightning.checkpoint import checkpoint_digest
 from gpt_lightning.data.batches import micro_step_tokens
@@ -189,7 +190,8 @@ def _stopping(trainer: Trainer) -> Iterator[None]:
 
 def stopped(stop: SystemExit) -> SystemExit:
     """The exit of a verb that was stopped by a signal, after a line that says how to go on."""
-    number = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
+    number = stop.signal if isinstance(stop, Preempted) else signal.SIGINT
+    number = signal.SIGTERM if isinstance(stop, SIGTERMException) else number
     print(f"stopped by {number.name}; the same command goes on where it was", file=sys.stderr)
     return SystemExit(128 + number)
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.progress import Progress
 from rich.table import Table
 
 from gpt_lightning.run.stack import Stack, read_stack
-from gpt_lightning.terminal import console, progress, quiet
+from gpt_lightning.terminal import Bars, console, progress, quiet
 from gpt_lightning.tune.results import TuneFolder
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Job:
     stack: Stack
     settings: Any
     folder: TuneFolder
-    progress: Progress
+    progress: Bars
     part: str = ""
 
     def measured(self, key: str, measure: Callable[[], Any]) -> Any:
@@ -73,7 +72,7 @@ class Verb:
 
     settings: frozen dataclass of --tune.NAME, with `dir` and `if_exists`. identity: what decides the result, as JSON
     values; a folder made under another one is refused. light: the stack is read without Lightning. passed: whether a
-    result is one to go on with; exit code 1 when not.
+    result is one to go on with; exit code 1 when not. shared: several processes may work in its folder.
     """
 
     name: str
@@ -81,6 +80,7 @@ class Verb:
     measure: Callable[[Job], Any]
     identity: Callable[[Stack, Any], Mapping[str, Any]]
     light: bool = False
+    shared: bool = False
     passed: Callable[[Any], bool] = lambda result: True
 
     def run(self, arguments: Sequence[str], about: str = "") -> tuple[Any, Path]:
@@ -89,7 +89,7 @@ class Verb:
             stack, settings = read_stack(arguments, self.name, about, self.settings, self.light)
             if self.light and stack["model.block"] is not None:  # counted by building it, which takes torch anyway
                 stack, settings = read_stack(arguments, self.name, about, self.settings)
-        with TuneFolder(settings.dir, self.identity(stack, settings), settings.if_exists) as folder:
+        with TuneFolder(settings.dir, self.identity(stack, settings), settings.if_exists, self.shared) as folder:
             with progress() as bar:
                 result: Result = self.measure(Job(stack, settings, folder, bar))
             header = f"gpt-lightning {self.name}: {result.recommendation}\n{result.explanation}".rstrip()

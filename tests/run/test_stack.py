@@ -13,7 +13,7 @@ from gpt_lightning.run.stack import flatten, read_stack
 from tests.fixtures import arguments, environment, write_text
 
 FOLDER = Path(__file__).parents[2] / "configs"
-CONFIGS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "task")  # which are for tuning verbs
+CONFIGS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name not in ("task", "sweep"))
 LEFT_OUT = ("trainer.", "samples.", "gradient_noise.", "model.block", "model.loss")  # by the light reader
 CORPUS = "model.gpt.vocab_size"  # comes from the corpus
 FORMS = {

@@ -1,29 +1,25 @@
 """The arms of a comparison: overlays by name over the common stack, which itself is the arm `baseline`."""
 
 import contextlib
-import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from gpt_lightning.data.compression import text_of
 from gpt_lightning.model.gpt import GPT, Block
 from gpt_lightning.run.build import check
-from gpt_lightning.run.spelling import load_counts
-from gpt_lightning.run.stack import NO_SETTINGS, Stack, flatten, nested
+from gpt_lightning.run.stack import Stack, flatten
 from gpt_lightning.tune.code import training_digest
+from gpt_lightning.tune.overlays import read_overlay, refuse_without_effect
 from gpt_lightning.tune.trials import check_data, open_corpora, run_identity
 
 BASELINE = "baseline"
 SEEDS = ("seed_everything", "data.seed")
-EXPECTED = "expected a YAML file, a list of them, or settings such as {model: {optim: {lr: 1e-3}}}"
 
 
 @dataclass(frozen=True)
@@ -107,8 +103,9 @@ def _read(stack: Stack, name: str, overlay: Any) -> Arm:
     with naming(name):
         common = stack
         for part in overlay if isinstance(overlay, list) else [overlay]:
-            settings = _settings(part)
-            _refuse_without_effect(stack, settings)
+            settings = read_overlay(part)
+            refuse_without_effect(stack, settings)
+            _refuse_seeds(settings)
             stack = stack.over(settings)
         check(stack)
         arm = Arm(name, common.overlay_to(stack), stack)
@@ -116,33 +113,7 @@ def _read(stack: Stack, name: str, overlay: Any) -> Arm:
         return arm
 
 
-def _settings(part: Any) -> dict[str, Any]:
-    """The nested settings of a file, of a mapping, or of nothing."""
-    if isinstance(part, str):
-        if not Path(part).is_file():
-            raise ValueError(f"no file {part!r}; {EXPECTED}")
-        try:
-            part = load_counts(Path(part).read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{part} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(part, dict) or not all(isinstance(key, str) for key in part):
-        raise ValueError(f"{part!r}: {EXPECTED}")
-    groups_first = sorted(copy.deepcopy(part).items(), key=lambda item: item[0].count("."))
-    return nested(dict(groups_first))
-
-
-def _refuse_without_effect(stack: Stack, settings: dict[str, Any]) -> None:
-    """Raise ValueError for a key that the stack would take and not use."""
-    links: Any = next(group for group in stack.parser._action_groups if group.title == "Linked arguments")
-    linked = {action.target[0]: action.source[0][0] for action in links._group_actions}
-    known = {action.dest.split(".")[0] for action in stack.parser._actions}
-    for key, value in settings.items():
-        if key not in known or key in NO_SETTINGS:
-            raise ValueError(f"{key} is no setting of a run")
-        if not isinstance(value, dict) and isinstance(stack[key], type(stack["model"])):
-            raise ValueError(f"{key} is {value!r}; expected a mapping of its settings")
-    for key in flatten(settings):
-        if key in SEEDS:
+def _refuse_seeds(settings: dict[str, Any]) -> None:
+    for key in SEEDS:
+        if key in flatten(settings):
             raise ValueError(f"{key} is the same for all arms, which are compared in pairs of one seed; set it for all")
-        if key in linked:
-            raise ValueError(f"{key} follows from {linked[key]}; set that")

@@ -1,0 +1,226 @@
+"""The study: what all workers of a sweep share, kept by Optuna in a journal file, an RDB or behind a gRPC proxy.
+
+    queue     every configuration of the sweep is a waiting trial from the start, with its values (Sobol, grid, random)
+              or without, for the sampler to fill in when a worker takes it; so neither workers nor restarts change how
+              many there are
+    taken     by whoever turns it from waiting to running first
+    alive     a running trial whose worker has died is told so (reap), and waits again, with what it had reached
+
+    again     a trial that goes on to its next rung is one more in the queue, with what it had reached
+
+A trial's user attributes: config (its number in the sweep, the same when it is taken again), from (the rung that it
+starts at), scores (by rung), tokens (trained so far, all rungs), beat, host and pid (of its worker), reason (why it
+failed or diverged), second (two workers let it wait at once, and this is the later one).
+"""
+
+import contextlib
+import importlib.util
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from gpt_lightning.tune.sweep.rungs import promoted
+
+BEAT_SECONDS = 10.0
+GRPC_SECONDS = 30
+DEAD_AFTER = 6  # beats that were missed, where the worker's process cannot be looked at
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def open_storage(folder: Path, url: str | None) -> BaseStorage:
+    """The journal file in `folder`, or what a URL names. Raises ValueError where it cannot be reached."""
+    if url is None:
+        return JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+    try:
+        if url.startswith("grpc://"):
+            from optuna.storages import GrpcStorageProxy
+
+            host, _, port = url.removeprefix("grpc://").partition(":")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                proxy = GrpcStorageProxy(host=host, port=int(port or 13000))
+            proxy.wait_server_ready(timeout=GRPC_SECONDS)
+            return proxy
+        return RDBStorage(url)
+    except Exception as error:
+        raise ValueError(f"tune.storage {url}: {' '.join(str(error).split())}") from error
+
+
+def sampler_of(name: str, seed: int, worker: int) -> BaseSampler:
+    """Fills in the trials that wait without values; each worker draws other random numbers."""
+    seed = seed + 1000 * worker
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "tpe":
+            return TPESampler(multivariate=True, group=True, constant_liar=True, n_startup_trials=1, seed=seed)
+        if name == "gp":
+            if importlib.util.find_spec("scipy") is None:
+                raise ValueError("tune.sampler gp needs scipy: pip install scipy, or take tpe")
+            return GPSampler(n_startup_trials=1, seed=seed)
+    return RandomSampler(seed)
+
+
+class SweepStudy:
+    """A study, and this worker's part in it.
+
+    Args:
+        storage: Where it is kept.
+        name: Of the study.
+        sampler: Fills in what waits without values.
+        identity: Text that decides what a score means; a study made with another one is refused.
+        factor, n_rungs: One trial of so many goes on to the next rung, of so many.
+    """
+
+    def __init__(self, storage: BaseStorage, name: str, sampler: BaseSampler, identity: str, factor: int, n_rungs: int):
+        self.factor, self.n_rungs = factor, n_rungs
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.is_new, self.storage = True, storage
+        try:
+            self.study = optuna.create_study(storage=storage, study_name=name, sampler=sampler)
+            self.study.set_user_attr("identity", identity)
+        except optuna.exceptions.DuplicatedStudyError:
+            self.is_new = False
+            self.study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+            if self.study.user_attrs.get("identity", identity) != identity:
+                raise ValueError(
+                    f"study {name} holds trials of another stack or another space; choose another --tune.dir"
+                ) from None
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All, those that were taken again included."""
+        return self.study.get_trials(deepcopy=False)
+
+    @property
+    def configurations(self) -> dict[int, FrozenTrial]:
+        """The newest trial of each configuration."""
+        found = [trial for trial in self.trials if "config" in trial.user_attrs and "second" not in trial.user_attrs]
+        return {trial.user_attrs["config"]: trial for trial in found}
+
+    @property
+    def best(self) -> FrozenTrial | None:
+        """The lowest of those that ended the last rung."""
+        ended = [trial for trial in self.configurations.values() if trial.state == TrialState.COMPLETE]
+        return min(ended, key=lambda trial: trial.value, default=None)  # type: ignore[arg-type, return-value]
+
+    def enqueue(self, points: Sequence[dict[str, Any]]) -> None:
+        """Let these wait, after what there is; an empty point is filled in by the sampler."""
+        first = len(self.configurations)
+        for number, point in enumerate(points, first):
+            self.study.enqueue_trial(point, user_attrs={"config": number, "from": 0})
+
+    def take(self) -> optuna.Trial | None:
+        """The next that waits, or that is to go on, now ours; None when there is none."""
+        while True:
+            if not self._waiting and not self._promote():
+                return None
+            trial = self.study.ask()
+            if "config" not in trial.user_attrs:  # nothing waited any longer, and Optuna made one of its own
+                self.study.tell(trial, state=TrialState.FAIL)
+            elif self._is_second(trial):
+                trial.set_user_attr("second", True)
+                self.study.tell(trial, state=TrialState.FAIL)
+            else:
+                return trial
+
+    @property
+    def n_running(self) -> int:
+        """Trials that a worker has."""
+        return len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+
+    @property
+    def _waiting(self) -> bool:
+        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+    def _promote(self) -> bool:
+        """Let the trial wait that is to go on to its next rung; False where none is."""
+        there = self.configurations
+        busy = [number for number, trial in there.items() if trial.state in (TrialState.WAITING, TrialState.RUNNING)]
+        ended = {number: trial.user_attrs for number, trial in there.items() if trial.state in FINISHED}
+        scores = {number: known["scores"] for number, known in ended.items() if "scores" in known}
+        number = promoted(scores, busy, self.factor, self.n_rungs)
+        if number is not None:
+            self._again(there[number])
+        return number is not None
+
+    def _again(self, trial: FrozenTrial) -> None:
+        """Let a trial wait once more, with what it has reached."""
+        known = trial.user_attrs
+        kept: dict[str, Any] = {key: known[key] for key in ("config", "scores", "tokens") if key in known}
+        # a worker may have died before it read the values of its trial
+        point = {
+            **trial.system_attrs.get("fixed_params", {}),
+            **trial.params,
+        }  # it may have died before it read its own
+        self.study.enqueue_trial(point, user_attrs={**kept, "from": len(kept.get("scores", []))})
+
+    def _is_second(self, trial: optuna.Trial) -> bool:
+        """Whether another worker let the same trial wait for the same rung, and before this one."""
+        known, step = trial.user_attrs, len(trial.user_attrs.get("scores", []))
+        return any(
+            other.number < trial.number
+            and other.state != TrialState.FAIL
+            and other.user_attrs.get("config") == known["config"]
+            and other.user_attrs.get("from", 0) == step
+            for other in self.trials
+            if "config" in other.user_attrs
+        )
+
+    @contextlib.contextmanager
+    def alive(self, trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[None]:
+        """Say every few seconds that the worker of this trial is alive."""
+        trial.set_user_attr("host", socket.gethostname())
+        trial.set_user_attr("pid", os.getpid())
+        trial.set_user_attr("beat", time.time())
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(seconds):
+                with contextlib.suppress(Exception):  # the next one may come through
+                    trial.set_user_attr("beat", time.time())
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def reap(self, say: Callable[[str], None], seconds: float = BEAT_SECONDS) -> None:
+        """Put the trials of dead workers back into the queue, with what they had reached."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            known = trial.user_attrs
+            if "config" not in known or _lives(trial, seconds):
+                continue
+            try:
+                self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                continue  # another worker was faster
+            self._again(trial)
+            say(f"trial {known['config']}: its worker has died; it goes on from its last checkpoint")
+
+
+def _lives(trial: FrozenTrial, seconds: float) -> bool:
+    """Whether a trial's worker is there: its process, on this machine, and its heartbeat."""
+    known = trial.user_attrs
+    if known.get("host") == socket.gethostname():
+        try:
+            os.kill(known["pid"], 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+    started = trial.datetime_start.timestamp() if trial.datetime_start else time.time()
+    return time.time() - known.get("beat", started) < DEAD_AFTER * seconds

@@ -1,0 +1,189 @@
+"""The verb `tune sweep`: many runs over a search space, and the best of them.
+
+    space (space.py) -> queue (study.py) -> workers (worker.py), rung by rung (rungs.py) -> result.py
+
+A worker is the same command started again, here or on another machine that sees the same study; --tune.workers N starts
+N of them here. All of them end when nothing waits and nothing runs, with the same result.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch.quasirandom import SobolEngine
+
+from gpt_lightning import files
+from gpt_lightning.callbacks.preemption import Preempted
+from gpt_lightning.run.stack import Stack
+from gpt_lightning.terminal import say, short
+from gpt_lightning.tune.results import IfExists
+from gpt_lightning.tune.sweep.launch import start_workers
+from gpt_lightning.tune.sweep.next_sweep import next_sweep
+from gpt_lightning.tune.sweep.read_space import read_space
+from gpt_lightning.tune.sweep.result import SweepResult, read_trials
+from gpt_lightning.tune.sweep.rungs import rung_tokens
+from gpt_lightning.tune.sweep.space import Point, Space
+from gpt_lightning.tune.sweep.study import SweepStudy, open_storage, sampler_of
+from gpt_lightning.tune.sweep.wandb_sweep import wandb_sweep
+from gpt_lightning.tune.sweep.worker import Plan, Worker, n_ranks
+from gpt_lightning.tune.trials import run_identity, stopped
+from gpt_lightning.tune.verb import Job, Verb
+
+LEAST_STEPS = 20  # of a rung
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Train many runs over a search space, drop the worst early, and find the best."""
+
+    space: dict[str, Any] = field(default_factory=dict)
+    """Settings and what they may be: {low, high, log} or a list of values; or overlays by name, each with a `space` of
+    its own if it has one. In YAML: configs/sweep/."""
+    trials: int = 27
+    """Configurations that are tried; a grid has as many as it has points."""
+    sampler: Literal["tpe", "gp", "sobol", "random", "grid"] = "tpe"
+    """What picks them: tpe or gp (Optuna's, by what was found so far, after a third spread evenly), or evenly, by
+    chance, every combination."""
+    rungs: int = 3
+    """Lengths at which a trial is judged, each a run with a whole schedule; 1 trains all to the end."""
+    factor: int = 3
+    """One trial of so many goes on to the next rung, which has so many times the tokens."""
+    tokens: int | None = None
+    """Tokens of the last rung; max_tokens when not given."""
+    val_tokens: int = 50_000
+    """Tokens of the validation split that a rung is scored on."""
+    seed: int = 0
+    """Of the sampler. Initial weights and data order are those of the stack, the same for all trials."""
+    workers: int = 1
+    """Processes that train at once, here; the processor's cores, or its GPUs, are shared out."""
+    storage: str | None = None
+    """Where the study is kept: a journal file in dir when not given; grpc://HOST:PORT or an RDB's URL for machines that
+    do not share a file system."""
+    dir: str = "runs/sweep"
+    """Folder for result.json, figure.png, tuned.yaml, next.yaml and the trials' runs; its name is the study's."""
+    if_exists: IfExists = "resume"
+    """resume goes on, or joins those that are at work; overwrite starts anew."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "rungs", "tokens", "val_tokens", "workers"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"tune.{name} {getattr(self, name)}: must be at least 1")
+        if self.factor < 2:
+            raise ValueError(f"tune.factor {self.factor}: must be at least 2")
+        if self.if_exists == "overwrite" and n_ranks() > 1:
+            raise ValueError(f"tune.if_exists overwrite: not under torchrun; remove {self.dir} first")
+        if self.sampler == "gp" and self.rungs > 1:
+            raise ValueError("tune.sampler gp reads whole runs alone; add --tune.rungs 1, or take tpe")
+
+
+def tune_sweep(job: Job) -> SweepResult:
+    """Train what waits, alone or beside other workers, and read what all have found."""
+    settings, stack, folder = job.settings, job.stack, job.folder.path
+    space = read_space(stack, settings.space)
+    plan = Plan(stack, space, _tokens(stack, settings), settings.val_tokens, folder, folder.name)
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    study = _open(job, plan) if is_first else None
+    with ExitStack() as others:
+        if study is not None:
+            others.enter_context(start_workers(settings.workers, folder))
+            _watch(job, plan, study)
+        try:
+            Worker(plan, study, _told(job), _advance(job)).work()
+        except Preempted as stop:
+            raise stopped(stop) from None
+    if study is None:
+        raise SystemExit(0)
+    result = SweepResult(read_trials(study, plan), plan, settings)
+    with job.folder.turn():
+        files.write_text(folder / "next.yaml", next_sweep(result))
+    return result
+
+
+def _tokens(stack: Stack, settings: SweepConfig) -> list[int]:
+    least = LEAST_STEPS * stack["data.batch_tokens"]
+    return rung_tokens(settings.tokens or stack["max_tokens"], settings.rungs, settings.factor, least)
+
+
+def _open(job: Job, plan: Plan) -> SweepStudy:
+    """The study with its queue; whoever comes later finds both."""
+    settings, folder = job.settings, job.folder.path
+    with job.folder.turn():
+        storage = open_storage(folder, settings.storage)
+        sampler = sampler_of(settings.sampler, settings.seed, os.getpid())
+        text = json.dumps(identity(job.stack, settings), sort_keys=True)
+        study = SweepStudy(storage, folder.name, sampler, text, settings.factor, settings.rungs)
+        points = list(_points(plan.space, job.stack, settings))
+        n_there = len(study.configurations)
+        study.enqueue(points[n_there:])
+        own = {"tune": {**asdict(settings), "workers": 1, "if_exists": "resume"}}
+        again = yaml.safe_dump({**job.stack.to_dict(), **own}, sort_keys=False)
+        files.write_text(folder / "config.yaml", f"# gpt-lightning tune sweep --config {folder}/config.yaml\n{again}")
+        files.write_text(folder / "stack.yaml", job.stack.to_yaml())
+        files.write_text(folder / "wandb_sweep.yaml", wandb_sweep(plan, settings.factor))
+    say(_plan_in_words(plan, settings.factor, max(len(points), n_there), n_there))
+    return study
+
+
+def _plan_in_words(plan: Plan, factor: int, n_trials: int, n_there: int) -> str:
+    lengths = ", ".join(short(tokens) for tokens in plan.tokens)
+    shares = [max(n_trials // factor**i, 1) for i in range(len(plan.tokens))]
+    about = sum(n * tokens for n, tokens in zip(shares, plan.tokens, strict=True))
+    known = f", {n_there} known" if n_there else ""
+    rungs = f"rungs of {lengths}" if len(plan.tokens) > 1 else lengths
+    cost = f"about {short(about)} in all, {about / (n_trials * plan.tokens[-1]):.0%} of training all to the end"
+    return f"{n_trials} trials{known} over {plan.space.n_dimensions} settings, {rungs} tokens: {cost}"
+
+
+def _points(space: Space, stack: Stack, settings: SweepConfig) -> Iterator[Point]:
+    """Of every configuration: its values, or nothing where the sampler is to find them. The stack's own come first."""
+    if settings.sampler == "grid":
+        yield from space.grid()
+        return
+    own = space.of(stack)
+    n_others = settings.trials - (own is not None)
+    if own is not None:
+        yield own
+    n_even = {"sobol": n_others, "random": 0}.get(settings.sampler, -(-settings.trials // 3))
+    engine = SobolEngine(space.n_dimensions, scramble=True, seed=settings.seed)
+    for shares in engine.draw(max(n_even, 1), dtype=torch.float64)[: min(n_even, n_others)].tolist():
+        yield space.at(shares)
+    for _ in range(n_others - n_even):
+        yield {}
+
+
+def _watch(job: Job, plan: Plan, study: SweepStudy) -> None:
+    """Show the trials above the bar, on a terminal."""
+    job.progress.above = lambda: SweepResult(read_trials(study, plan), plan, job.settings).live_table()
+
+
+def _told(job: Job) -> Any:
+    def told(config: int, words: str) -> None:
+        if job.progress.disable:
+            say(f"trial {config}: {words}")
+
+    return told
+
+
+def _advance(job: Job) -> Any:
+    bar = job.progress.add_task("", total=1.0)
+
+    def advance(config: int, rung: int, share: float) -> None:
+        job.progress.update(bar, description=f"trial {config}, rung {rung + 1}", completed=share)
+
+    return advance
+
+
+def identity(stack: Stack, settings: SweepConfig) -> dict[str, Any]:
+    """What decides a trial's score: the stack, what is searched, how it is scored. Wrong spaces are refused here."""
+    read_space(stack, settings.space)
+    kept = ("space", "rungs", "factor", "tokens", "val_tokens")
+    found = {key: value for key, value in run_identity(stack).items() if key != "machine"}
+    return {**{key: asdict(settings)[key] for key in kept}, **found}
+
+
+VERB = Verb("tune sweep", SweepConfig, tune_sweep, identity, shared=True)

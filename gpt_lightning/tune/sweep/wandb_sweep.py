@@ -1,0 +1,35 @@
+"""The same sweep for a W&B server: what `wandb sweep FILE` takes, whose agents then call `gpt-lightning fit`."""
+
+from typing import Any
+
+import yaml
+
+from gpt_lightning.tune.sweep.space import Range
+from gpt_lightning.tune.sweep.worker import Plan
+
+
+def wandb_sweep(plan: Plan, factor: int) -> str:
+    """YAML of a sweep by Bayesian search with Hyperband; choices of overlays, which it has no word for, are named."""
+    parameters: dict[str, Any] = {}
+    left_out = []
+    for entry in plan.space.entries:
+        if isinstance(entry, Range):
+            kind = "log_uniform_values" if entry.log else "uniform"
+            kind = f"q_{kind}" if entry.is_whole else kind
+            parameters[entry.key] = {"distribution": kind, "min": entry.low, "max": entry.high}
+        elif entry.key is not None:
+            parameters[entry.key] = {"values": entry.labels}
+        else:
+            left_out.append(entry.name)
+    sweep = {
+        "method": "bayes",
+        "metric": {"name": "val/loss", "goal": "minimize"},
+        "parameters": parameters,
+        "early_terminate": {"type": "hyperband", "min_iter": 1, "eta": factor},
+        "command": [
+            *("gpt-lightning", "fit", "--config", f"{plan.folder}/stack.yaml"),
+            *("--config", "configs/logger/wandb.yaml", "--trainer.logger.init_args.offline", "false", "${args}"),
+        ],
+    }
+    note = f"# Left out, for W&B knows no choice of overlays: {', '.join(left_out)}\n" if left_out else ""
+    return f"# wandb sweep {plan.folder}/wandb_sweep.yaml\n{note}{yaml.safe_dump(sweep, sort_keys=False)}"

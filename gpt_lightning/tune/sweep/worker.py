@@ -1,0 +1,247 @@
+"""A worker: takes a trial from the study, trains its next rung, and says what it reached; again while any waits.
+
+    trials/0007/rung-1/    a run folder like any other: config.yaml, metrics.csv, summary.json, checkpoints
+
+Under torchrun all ranks train the same trial: the first one talks to the study, and tells the others what it decided.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from optuna.trial import Trial as StudyTrial
+from optuna.trial import TrialState
+from torch import distributed
+
+from gpt_lightning import files
+from gpt_lightning.callbacks.steps import ends_step
+from gpt_lightning.data.batches import micro_step_tokens
+from gpt_lightning.run.fit import fit
+from gpt_lightning.run.stack import Stack
+from gpt_lightning.terminal import say
+from gpt_lightning.tune.sweep.space import Space
+from gpt_lightning.tune.sweep.study import FINISHED, SweepStudy
+from gpt_lightning.tune.trials import LossCurve, horizon
+
+WAIT_SECONDS = 0.5
+SAVES = 10  # checkpoints of a rung, from which it goes on
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every trial of a sweep has in common.
+
+    tokens: of each rung. val_tokens: of the validation split that a rung is scored on.
+    group: of the W&B runs.
+    """
+
+    stack: Stack
+    space: Space
+    tokens: list[int]
+    val_tokens: int
+    folder: Path
+    group: str
+
+    def run_folder(self, config: int, rung: int) -> Path:
+        return self.folder / "trials" / f"{config:04d}" / f"rung-{rung + 1}"
+
+    def rung_stack(self, stack: Stack, config: int, rung: int) -> Stack:
+        """The run of a rung: its horizon, one validation at its end, and a folder of its own."""
+        tokens = self.tokens[rung]
+        unit = micro_step_tokens(stack["data.micro_batch_size"], stack["data.context_length"], n_ranks())
+        logger = stack["trainer.logger"]
+        alone = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
+        options = {
+            **(alone if n_ranks() == 1 else {}),
+            **horizon(stack, tokens),
+            "val_interval_tokens": tokens,
+            "run_dir": str(self.run_folder(config, rung)),
+            "if_exists": "resume",
+            "samples.max_new_tokens": 0,
+            "gradient_noise.interval_steps": 0,
+            "trainer.limit_val_batches": -(-self.val_tokens // unit),
+            "trainer.enable_progress_bar": False,
+            "trainer.enable_checkpointing": True,
+        }
+        if logger and logger.class_path.endswith(WandbLogger.__name__):
+            name = f"{self.group}-{config:04d}-rung-{rung + 1}"
+            options |= {"trainer.logger.init_args.group": self.group, "trainer.logger.init_args.name": name}
+        return stack.with_(options)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a rung gives; the score is in bits per byte where there is a tokenizer, and infinite where it diverged."""
+
+    score: float
+    val_loss: float
+    tokens: int
+
+
+class Saves(Callback):
+    """Keep a checkpoint to go on from, so many times in a run, and tell `advance` the tokens seen."""
+
+    def __init__(self, path: Path, tokens: int, advance: Callable[[int], None]) -> None:
+        self.path, self.interval, self.advance = path, max(tokens // SAVES, 1), advance
+        self._saved = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._saved = pl_module.tokens_seen // self.interval
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not ends_step(trainer, batch_idx):
+            return
+        self.advance(pl_module.tokens_seen)
+        reached = pl_module.tokens_seen // self.interval
+        if reached > self._saved and pl_module.tokens_seen < pl_module.max_tokens:
+            self._saved = reached
+            trainer.save_checkpoint(self.path)
+
+
+def train_rung(stack: Stack, advance: Callable[[int], None] = lambda tokens: None) -> Score:
+    """The run of a rung, from its beginning or from where it stopped."""
+    folder, tokens = Path(stack["run_dir"]), stack["max_tokens"]
+    curve = LossCurve()
+    saves = Saves(folder / "checkpoints" / "last.ckpt", tokens, advance)
+    summary: dict[str, Any] = {}
+    if (folder / "summary.json").is_file():  # it ended, and its worker died before it could say so
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    else:
+        try:
+            summary = fit(stack, [curve, saves])
+        except ValueError:
+            if not curve.diverged:
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    seen = summary.get("tokens", len(curve.losses) * stack["data.batch_tokens"])
+    val_loss = math.inf if curve.diverged else summary.get("val/loss", math.inf)
+    if not math.isfinite(val_loss):
+        return Score(math.inf, math.inf, seen)
+    return Score(summary.get("val/bits_per_byte", val_loss), val_loss, seen)
+
+
+class Worker:
+    """Takes and trains the trials of a study.
+
+    Args:
+        plan: What they have in common.
+        study: None on all ranks but the first.
+        told: Is called when a trial has moved, with its number and words on it.
+        advance: Is called with a trial's number, its rung, and the share of it that is done.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        study: SweepStudy | None,
+        told: Callable[[int, str], None] = lambda number, words: None,
+        advance: Callable[[int, int, float], None] = lambda number, rung, share: None,
+    ):
+        self.plan, self.study, self.told, self.advance = plan, study, told, advance
+
+    def work(self) -> None:
+        """Train until nothing waits and nothing runs."""
+        while True:
+            trial = self._take()
+            taken = from_first(None if trial is None else (trial.user_attrs, self.plan.space.suggest(trial)))
+            if taken is None:
+                return
+            known, point = taken
+            if trial is None:
+                self._train(None, known, point)
+            else:
+                assert self.study is not None
+                with self.study.alive(trial):
+                    self._train(trial, known, point)
+
+    def _take(self) -> StudyTrial | None:
+        """The next trial; where all others are taken, what their workers leave, or what follows from what they find."""
+        if self.study is None:
+            return None
+        while True:
+            self.study.reap(say)
+            trial = self.study.take()
+            if trial is not None or not self.study.n_running:
+                return trial
+            time.sleep(WAIT_SECONDS)
+
+    def _train(self, trial: StudyTrial | None, known: dict[str, Any], point: dict[str, Any]) -> None:
+        """The next rung of a trial."""
+        config, scores = known["config"], list(known.get("scores", []))
+        rung = len(scores)
+        try:
+            stack = self.plan.space.stack(self.plan.stack, point)
+            found = train_rung(self.plan.rung_stack(stack, config, rung), partial(self._advance, config, rung))
+        except (ValueError, torch.cuda.OutOfMemoryError) as error:
+            if trial is not None:
+                self._fail(trial, config, " ".join(str(error).split()))
+            return
+        if trial is not None:
+            self._record(trial, [*scores, found.score], known.get("tokens", 0) + found.tokens, found)
+            self.told(config, _words(rung, found))
+            self._drop_weights(config, rung)
+
+    def _advance(self, config: int, rung: int, tokens: int) -> None:
+        self.advance(config, rung, tokens / self.plan.tokens[rung])
+
+    def _drop_weights(self, config: int, rung: int) -> None:
+        """Nothing goes on from a rung that has ended, so its checkpoints go; only the best of the last keeps them."""
+        assert self.study is not None
+        if rung < len(self.plan.tokens) - 1:
+            files.remove(self.plan.run_folder(config, rung) / "checkpoints")
+            return
+        best = self.study.best
+        for number, other in self.study.configurations.items():
+            if other.state in FINISHED and (best is None or number != best.user_attrs["config"]):
+                files.remove(self.plan.run_folder(number, rung) / "checkpoints")
+
+    def _record(self, trial: StudyTrial, scores: list[float], spent: int, found: Score) -> None:
+        trial.set_user_attr("tokens", spent)
+        trial.set_user_attr("val_loss", found.val_loss)
+        if not math.isfinite(found.score):
+            trial.set_user_attr("reason", f"diverged after {found.tokens:,} tokens")
+        trial.report(found.score, self.plan.tokens[len(scores) - 1])
+        trial.set_user_attr("scores", scores)
+        assert self.study is not None
+        if len(scores) == len(self.plan.tokens) and math.isfinite(found.score):
+            self.study.study.tell(trial, found.score)
+        else:
+            self.study.study.tell(trial, state=TrialState.PRUNED)
+
+    def _fail(self, trial: StudyTrial, config: int, reason: str) -> None:
+        assert self.study is not None
+        trial.set_user_attr("reason", reason)
+        self.study.study.tell(trial, state=TrialState.FAIL)
+        self.told(config, f"failed: {reason}")
+
+
+def n_ranks() -> int:
+    """Processes that train one trial together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def from_first(value: Value) -> Value:
+    """The value that the first rank has, on all ranks."""
+    if n_ranks() == 1:
+        return value
+    if not distributed.is_initialized():
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    box = [value]
+    distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _words(rung: int, found: Score) -> str:
+    what = f"{found.score:.4f}" if math.isfinite(found.score) else "diverged"
+    return f"rung {rung + 1}, {found.tokens:,} tokens: {what}"
