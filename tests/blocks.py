@@ -104,3 +104,11 @@ class WrongScaleBlock(ParallelBlock):
     def __init__(self, config: GPTConfig):
         super().__init__(config)
         self.scale = (config.d_model // config.n_heads) ** -0.5
+
+
+class WrongDepthBlock(ParallelBlock):
+    """Adds its whole output to the stream, whatever the depth."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__(config)
+        self.residual = 1.0

@@ -20,6 +20,7 @@ TUNE = {  # a tuning verb's own options that make it small
     "tune lr": ["--tune.tokens=5120", "--tune.seeds=1", "--tune.val_tokens=256"],
     "tune batch": ["--tune.tokens=2048"],
     "tune verify": [],
+    "tune transfer": ["--max_tokens=5120", "--tune.val_tokens=256", "--model.gpt.d_model=32", "--model.gpt.n_heads=4"],
     "tune sweep": [
         "--max_tokens=20480",
         "--tune.rungs=2",

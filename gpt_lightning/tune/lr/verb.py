@@ -20,7 +20,7 @@ from gpt_lightning.tune.verb import Job, Verb
 
 LEAST_STEPS = 20  # of a trial of round 3
 DEFAULT_STEPS = 50  # at least, where tokens are not given
-COST, COST_LONGER = 13, 26  # of a whole search with two seeds, x tokens: as far as round 3, and with round 4
+LONGER = 2  # times the cost of a search, where round 4 is added
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Trials:
         self.val_tokens = job.settings.val_tokens
         self.spent = 0
         self.progress = job.progress
-        self._bar = job.progress.add_task("range test", total=COST * tokens)
+        self._cost = cost(job.settings.seeds) * tokens
+        self._bar = job.progress.add_task("range test", total=self._cost)
 
     def range_test(self, seed: int) -> RangeTest:
         """A range test of half the length of the trials of round 3, from the weights and the data order of `seed`."""
@@ -86,7 +87,7 @@ class Trials:
 
         self.progress.update(self._bar, description=f"lr {lr:.1e}, {tokens:,} tokens")
         if tokens > self.tokens:
-            self.progress.update(self._bar, total=COST_LONGER * self.tokens)
+            self.progress.update(self._bar, total=LONGER * self._cost)
         measured = self.measured(f"lr {lr:.6e} tokens {tokens} seed {seed}", measure)
         self._advance(measured["tokens"])
         return math.inf if measured["loss"] is None else measured["loss"]
@@ -101,24 +102,40 @@ def default_tokens(stack: Stack) -> int:
     return max(stack["max_tokens"] // 80, DEFAULT_STEPS * stack["data.batch_tokens"])
 
 
+def cost(seeds: int) -> float:
+    """Of a search as far as round 3, x the tokens of its trials: range tests of a half, and the rounds (halving.py)."""
+    return seeds * 0.5 + 7 * 0.25 + 4 * 0.5 + 4 * seeds
+
+
 def tune_learning_rate(job: Job) -> LearningRateResult:
     """Run or resume the search. Raises ValueError for trials too short to tell anything."""
     settings, stack = job.settings, job.stack
-    batch_tokens, max_tokens = stack["data.batch_tokens"], stack["max_tokens"]
     tokens = settings.tokens or default_tokens(stack)
+    check_length(tokens, stack["data.batch_tokens"])
+    about = cost(settings.seeds) * tokens
+    longer = f"; {LONGER} times that where the answer stays vague" if settings.lengthen else ""
+    share = about / stack["max_tokens"]
+    say(f"trials of up to {tokens:,} tokens, about {about:,.0f} in all: {share:.0%} of the run itself{longer}")
+    return find_learning_rate(job, tokens)
+
+
+def find_learning_rate(job: Job, tokens: int) -> LearningRateResult:
+    """The search with trials of up to `tokens`, without a word."""
+    settings, stack = job.settings, job.stack
+    trials = Trials(job, tokens)
+    tests = [trials.range_test(seed) for seed in range(settings.seeds)]
+    upper = math.exp(sum(math.log(test.upper) for test in tests) / len(tests))  # the geometric mean
+    found = search(trials.loss, upper, tokens, settings.seeds, stack["max_tokens"], settings.lengthen)
+    return LearningRateResult(stack["model.optim.lr"], tests, found, trials.spent, stack["max_tokens"])
+
+
+def check_length(tokens: int, batch_tokens: int) -> None:
+    """Raise ValueError for trials too short to tell anything."""
     if tokens < LEAST_STEPS * batch_tokens:
         raise ValueError(
             f"tune.tokens {tokens}: a trial needs at least {LEAST_STEPS} steps of {batch_tokens} tokens; "
             f"set --tune.tokens {LEAST_STEPS * batch_tokens} or more"
         )
-    share = COST * tokens / max_tokens
-    longer = f"; {COST_LONGER / COST:.0f} times that where the answer stays vague" if settings.lengthen else ""
-    say(f"trials of up to {tokens:,} tokens, about {COST * tokens:,} in all: {share:.0%} of the run itself{longer}")
-    trials = Trials(job, tokens)
-    tests = [trials.range_test(seed) for seed in range(settings.seeds)]
-    upper = math.exp(sum(math.log(test.upper) for test in tests) / len(tests))  # the geometric mean
-    found = search(trials.loss, upper, tokens, settings.seeds, max_tokens, settings.lengthen)
-    return LearningRateResult(stack["model.optim.lr"], tests, found, trials.spent, max_tokens)
 
 
 VERB = Verb("tune lr", LearningRateConfig, tune_learning_rate, identity)

@@ -213,7 +213,9 @@ class SweepResult:
         entries = list(self.plan.space.all())
         for entry in entries:
             texts = [_number(trial.point[entry.name]) for trial in trials if entry.name in trial.point]
-            table.add_column(entry.short, justify="right", overflow="fold", min_width=max(map(len, texts), default=1))
+            table.add_column(
+                entry.short.replace("_", "_\n"), justify="right", min_width=max(map(len, texts), default=1)
+            )
         for trial in trials:
             scores = [f"{score:.4f}" if math.isfinite(score) else "diverged" for score in trial.scores]
             scores += [""] * (len(self.plan.tokens) - len(scores))
