@@ -21,6 +21,10 @@ VERBS = {
         "gpt_lightning.tune.transfer.verb:VERB",
         "the learning rate of narrow proxies for a wide model",
     ),
+    "tune ladder": (
+        "gpt_lightning.tune.ladder.verb:VERB",
+        "a scaling law here: loss and best size of a big run",
+    ),
     "tune sweep": ("gpt_lightning.tune.sweep.verb:VERB", "many runs over a search space, on any number of workers"),
     "generate": ("gpt_lightning.serve.text:main", "write text with a run, a checkpoint or a Hugging Face folder"),
     "export": ("gpt_lightning.serve.convert:export_main", "run -> folder that Hugging Face transformers opens"),

@@ -21,6 +21,10 @@ TUNE = {  # a tuning verb's own options that make it small
     "tune batch": ["--tune.tokens=2048"],
     "tune verify": [],
     "tune transfer": ["--max_tokens=5120", "--tune.val_tokens=256", "--model.gpt.d_model=32", "--model.gpt.n_heads=4"],
+    "tune ladder": [
+        *["--max_tokens=10240", "--tune.val_tokens=256", "--model.gpt.d_model=32", "--model.gpt.n_heads=8"],
+        *["--tune.flops=2.4e10", "--tune.share=0.6", "--data.batch_tokens=512", "--data.micro_batch_size=8"],
+    ],
     "tune sweep": [
         "--max_tokens=20480",
         "--tune.rungs=2",
@@ -33,12 +37,14 @@ SMALL = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_command_runs_in_the_order_it_is_read(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     library, files = sources._stdlib_files()
     few = [path for path in files if path.parent.name in ("json", "logging", "email")]
     monkeypatch.setattr(sources, "_stdlib_files", lambda: (library, few))  # compressing all of it takes half a minute
     monkeypatch.setattr("gpt_lightning.tune.batch.micro_batch.LARGEST", 4)
+    monkeypatch.setattr("gpt_lightning.tune.ladder.plan.LEAST_STEPS", 4)
     monkeypatch.setenv("WANDB_SILENT", "true")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     write_text(tmp_path / "my.txt")

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 
 GPT3_TOKENS = 3e11  # every row was trained on as many
 GPT3_WEIGHT_DECAY = 0.1  # appendix B, all sizes
+PETAFLOP_DAY = 8.64e19  # FLOPs
+
+
+def gpt3_loss(n_flops: float) -> float:
+    """Nats per token of its own web text that a compute budget buys: figure 3.1."""
+    return 2.57 * (n_flops / PETAFLOP_DAY) ** -0.048
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from gpt_lightning.model.gpt3 import GPT3_ROWS, GPT3_TOKENS, GPT3_WEIGHT_DECAY, 
 from gpt_lightning.optim.config import timescale_weight_decay
 
 ROUNDING = 1.05  # published edges have two digits
+E, A, B, a, b = 1.8172, 482.01, 2085.43, 0.3478, 0.3658  # of Chinchilla's law, arXiv 2404.10102
 SAME_SIZE = 1.1  # non-embedding parameters within 10%: the same row of GPT-3's table
 
 
@@ -135,9 +136,13 @@ def power_lines_weight_decay(case: Case, lr: float, batch_tokens: float) -> floa
     return timescale_weight_decay(lr, batch_tokens, case.n_tokens, case.n_params_non_embedding)
 
 
+def chinchilla_loss(n_params: float, n_tokens: float) -> float:
+    """E + A / N^a + B / D^b as refitted in arXiv 2404.10102, nats per token of Chinchilla's own web text."""
+    return E + A / n_params**a + B / n_tokens**b
+
+
 def compute_optimal(n_flops: float) -> tuple[float, float]:
-    """N and D that minimise E + A / N^a + B / D^b under 6 N D = C."""
-    A, B, a, b = 482.01, 2085.43, 0.3478, 0.3658
+    """N and D that minimise that under 6 N D = C."""
     G = (a * A / (b * B)) ** (1 / (a + b))
     n_params = G * (n_flops / 6) ** (b / (a + b))
     return n_params, n_flops / 6 / n_params

@@ -56,7 +56,7 @@ def suggest(job: Job) -> SuggestResult:
     optim = stack.settings("model.optim")
     spent, block = _budget(stack, options, gpt, folder), stack.own_block()
     run = Run(gpt, optim, stack["data.micro_batch_size"], stack.n_devices, spent["n_tokens"], spent["n_flops"], block)
-    advice = advise(run, _epochs(stack, corpora, run.n_tokens))
+    advice = advise(run, epochs(stack, corpora, run.n_tokens))
     corpus = folder.measured("corpus", lambda: corpus_facts(corpora))
     own = {"lr": optim.lr, "batch_tokens": stack["data.batch_tokens"]}
     values = {"budget": spent, "corpus": corpus, **advice, "stack": own}
@@ -96,7 +96,7 @@ def corpus_facts(corpora: Sequence[Corpus]) -> dict[str, Any]:
     }
 
 
-def _epochs(stack: Stack, corpora: Sequence[Corpus], n_tokens: float) -> float:
+def epochs(stack: Stack, corpora: Sequence[Corpus], n_tokens: float) -> float:
     """Passes over the corpus, of a mixture over the one that is repeated most."""
     weights = as_mixture(stack["data.corpus"]).values()
     shares = [weight / sum(weights) for weight in weights]

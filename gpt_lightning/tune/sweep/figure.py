@@ -29,6 +29,7 @@ def sweep_figure(result: Any) -> Figure:
         _slice(axes, entry, ended, result)
     for axes in list(slices.flat)[len(entries) :]:
         axes.set_axis_off()
+    slices[0, 0].legend(title="tokens", fontsize="small", frameon=False)
     for row in slices:
         row[0].set_ylabel("score at the end of a rung")
     return figure
@@ -48,8 +49,7 @@ def _parallel(axes: Axes, entries: list[Any], trials: list[Any], best: Any) -> N
         places = [
             (i, _share(entry, best.point[entry.name])) for i, entry in enumerate(entries) if entry.name in best.point
         ]
-        axes.plot(*zip(*places, strict=True), color=BEST, linewidth=2.5, label=f"best, trial {best.number}")
-        axes.legend(loc="upper right")
+        axes.plot(*zip(*places, strict=True), color=BEST, linewidth=2.5)
     axes.set_xticks(range(len(entries)), [entry.short for entry in entries])
     axes.set_ylim(-0.08, 1.08)
     axes.set_yticks([])
@@ -57,7 +57,8 @@ def _parallel(axes: Axes, entries: list[Any], trials: list[Any], best: Any) -> N
         axes.axvline(i, color="#cccccc", linewidth=0.8, zorder=0)
         for place, text in _labels(entry):
             axes.annotate(text, (i, place), textcoords="offset points", xytext=(4, 0), fontsize=8, color="#555555")
-    axes.set_title("every trial; the lighter the line, the higher its score after the first rung")
+    red = f"; red: the best, {best.number}" if best else ""
+    axes.set_title(f"every trial; the lighter the line, the higher its score after the first rung{red}")
 
 
 def _slice(axes: Axes, entry: Any, trials: list[Any], result: Any) -> None:

@@ -9,6 +9,7 @@ import optuna
 from matplotlib.figure import Figure
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import TrialState, create_trial
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gpt_lightning.terminal import short
@@ -106,6 +107,7 @@ class SweepResult:
         names = [entry.name for entry in self.plan.space.entries]
         if len(ended) < LEAST or len(names) < 2:
             return {}
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study()
         for trial in ended:
             kept = {name: trial.point[name] for name in names}
@@ -205,17 +207,17 @@ class SweepResult:
     def _table(self, trials: Sequence[SweepTrial]) -> Table:
         n_waiting = sum(trial.state == "waiting" for trial in self.trials)
         title = f"trials, the best first{f', {n_waiting} waiting' if n_waiting else ''}"
-        table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=0, pad_edge=False)
         table.add_column("trial", justify="right")
         table.add_column("state", no_wrap=True)
         for tokens in self.plan.tokens:
             table.add_column(f"after\n{short(tokens)}", justify="right", no_wrap=True)
         entries = list(self.plan.space.all())
         for entry in entries:
+            header = entry.short.replace("_", "_\n")
             texts = [_number(trial.point[entry.name]) for trial in trials if entry.name in trial.point]
-            table.add_column(
-                entry.short.replace("_", "_\n"), justify="right", min_width=max(map(len, texts), default=1)
-            )
+            width = max(map(len, [*header.splitlines(), *texts]))
+            table.add_column(header, justify="right", min_width=width)
         for trial in trials:
             scores = [f"{score:.4f}" if math.isfinite(score) else "diverged" for score in trial.scores]
             scores += [""] * (len(self.plan.tokens) - len(scores))

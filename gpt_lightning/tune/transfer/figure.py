@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from gpt_lightning.tune.transfer.prediction import predicted_loss
 
@@ -42,5 +43,6 @@ def transfer_figure(result: Any) -> Figure:
     right.set_title(f"loss after {result.tokens:,} tokens")
     right.legend(frameon=False)
     for axes in (left, right):
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)
     return figure

@@ -5,45 +5,23 @@ proxies     d_model 64, 128 and 192: 1, 2 and 3 heads of the same width; 6 layer
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from gpt_lightning.model.config import GPTConfig
-from gpt_lightning.model.flops import count_parameters, flops_per_token
 from gpt_lightning.run.stack import Stack
-from gpt_lightning.tune.trials import open_corpora
+from gpt_lightning.tune.sizes import Size, gpt_of, resized
 
 NARROWER = 4  # the widest proxy has a quarter of the heads
 SHALLOWER = 2  # and half of the layers
 N_WIDTHS = 3  # in which the best learning rate must be the same
 
 
-@dataclass(frozen=True)
-class Size:
-    """A stack with its model's size. flops: of training on a token. n_params: non-embedding parameters."""
-
-    stack: Stack = field(repr=False)
-    d_model: int
-    n_layers: int
-    n_params: int
-    flops: float
-
-    @classmethod
-    def of(cls, stack: Stack) -> "Size":
-        corpora, _ = open_corpora(stack)
-        sizes = {"vocab_size": corpora[0].vocab_size, "context_length": stack["data.context_length"]}
-        gpt = replace(stack.settings("model.gpt"), **sizes)
-        block = stack.own_block()
-        n_params = count_parameters(gpt, block).non_embedding
-        return cls(stack, gpt.d_model, gpt.n_layers, n_params, flops_per_token(gpt, block))
-
-
 def target_and_proxies(stack: Stack, widths: Sequence[int] | None, n_layers: int | None) -> tuple[Size, list[Size]]:
-    """The stack as it will be trained, and its proxies, the narrowest first; base width and depth are the widest's.
+    """The model as it will be trained, and its proxies, the narrowest first; base width and depth are the widest's.
 
     A stack that has a base keeps it. Raises ValueError for widths that are no proxies.
     """
-    gpt: GPTConfig = stack.settings("model.gpt")
+    gpt = gpt_of(stack)
     widths = sorted(widths) if widths else default_widths(gpt)
     _check(gpt, widths, n_layers)
     kind = "completep" if gpt.parametrization == "standard" else gpt.parametrization
@@ -54,11 +32,12 @@ def target_and_proxies(stack: Stack, widths: Sequence[int] | None, n_layers: int
             f"tune.n_layers {n_layers}: with mup what is tuned holds for other widths, not for other depths than "
             f"{gpt.n_layers}; set model.gpt.parametrization completep"
         )
-    base: dict[str, Any] = {"parametrization": kind, "base_d_model": gpt.base_d_model or widths[-1]}
-    if kind == "completep":
-        base["base_n_layers"] = gpt.base_n_layers or n_layers
-    target = stack.with_({f"model.gpt.{name}": value for name, value in base.items()})
-    return Size.of(target), [Size.of(target.with_(_smaller(gpt, width, n_layers))) for width in widths]
+    base_n_layers = gpt.base_n_layers or (n_layers if kind == "completep" else None)
+    base_d_model = gpt.base_d_model or widths[-1]
+    target = replace(gpt, parametrization=kind, base_d_model=base_d_model, base_n_layers=base_n_layers)
+    proxies = [resized(target, width // gpt.d_head, n_layers) for width in widths]
+    block = stack.own_block()
+    return Size.of(target, block), [Size.of(proxy, block) for proxy in proxies]
 
 
 def default_widths(gpt: GPTConfig) -> list[int]:
@@ -66,17 +45,6 @@ def default_widths(gpt: GPTConfig) -> list[int]:
     widest = max(gpt.n_heads // NARROWER, N_WIDTHS)
     heads = [1, 2, 3] if widest == N_WIDTHS else [widest // 4, widest // 2, widest]
     return [n * gpt.d_head for n in heads]
-
-
-def _smaller(gpt: GPTConfig, width: int, n_layers: int) -> dict[str, Any]:
-    n_heads = width // gpt.d_head
-    options: dict[str, Any] = {"d_model": width, "n_heads": n_heads, "n_layers": n_layers}
-    if gpt.d_ff is not None:
-        options["d_ff"] = max(round(gpt.d_ff * width / gpt.d_model), 1)
-    if gpt.n_kv_heads is not None:
-        shared = max(n_heads * gpt.n_kv_heads // gpt.n_heads, 1)
-        options["n_kv_heads"] = next(n for n in range(shared, 0, -1) if n_heads % n == 0)
-    return {f"model.gpt.{name}": value for name, value in options.items()}
 
 
 def _check(gpt: GPTConfig, widths: Sequence[int], n_layers: int | None) -> None:

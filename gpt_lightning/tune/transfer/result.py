@@ -10,9 +10,9 @@ from rich.table import Table
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import short
 from gpt_lightning.tune.lr.result import LearningRateResult
+from gpt_lightning.tune.sizes import Size
 from gpt_lightning.tune.transfer.figure import transfer_figure
 from gpt_lightning.tune.transfer.prediction import PredictedLoss, predicted_loss
-from gpt_lightning.tune.transfer.proxies import Size
 
 STABLE = 2.0  # factor by which the best learning rate may differ between widths
 
@@ -84,7 +84,7 @@ class TransferResult:
 
     @property
     def recommendation(self) -> str:
-        gpt = self.target.stack.settings("model.gpt")
+        gpt = self.target.gpt
         if not self.stable:
             lrs = ", ".join(f"{proxy.lr:.1e} at {proxy.size.d_model}" for proxy in self.proxies)
             return (
@@ -113,7 +113,7 @@ class TransferResult:
 
     def overlay(self) -> dict[str, Any]:
         """Parametrization, base and learning rate of the target."""
-        changed = self.stack.overlay_to(self.target.stack.with_({"model.optim.lr": self.lr}))
+        changed = self.stack.overlay_to(self.stack.with_({**self.target.options(), "model.optim.lr": self.lr}))
         model = changed.setdefault("model", {})
         model.setdefault("optim", {})["lr"] = self.lr
         return changed

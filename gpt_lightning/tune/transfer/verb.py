@@ -17,7 +17,8 @@ from gpt_lightning import files
 from gpt_lightning.terminal import say, short
 from gpt_lightning.tune.lr.verb import LearningRateConfig, check_length, cost, find_learning_rate
 from gpt_lightning.tune.results import IfExists
-from gpt_lightning.tune.transfer.proxies import Size, target_and_proxies
+from gpt_lightning.tune.sizes import Size
+from gpt_lightning.tune.transfer.proxies import target_and_proxies
 from gpt_lightning.tune.transfer.result import TransferResult, TunedProxy
 from gpt_lightning.tune.trials import identity
 from gpt_lightning.tune.verb import Job, Verb
@@ -64,7 +65,7 @@ def tune_transfer(job: Job) -> TransferResult:
         f"proxies of d_model {widths} and {proxies[-1].n_layers} layers, runs of up to {short(tokens)} tokens: about "
         f"{of_run:.0%} of the target's run in FLOPs, {share:.0%} of tuning it as it is"
     )
-    overlay = job.stack.overlay_to(proxies[-1].stack)
+    overlay = job.stack.overlay_to(job.stack.with_(proxies[-1].options()))
     comment = f"# The widest proxy: gpt-lightning tune sweep --config STACK --config {job.folder.path}/proxy.yaml\n"
     files.write_text(job.folder.path / "proxy.yaml", comment + yaml.safe_dump(overlay, sort_keys=False))
     tuned = [_tuned(job, proxy, tokens) for proxy in proxies]
@@ -72,7 +73,7 @@ def tune_transfer(job: Job) -> TransferResult:
 
 
 def _prove(job: Job, target: Size) -> None:
-    proved = tune_verify(replace(job, stack=target.stack, settings=VerifyConfig(), part="verify"))
+    proved = tune_verify(replace(job, stack=job.stack.with_(target.options()), settings=VerifyConfig(), part="verify"))
     if not proved.passed:
         raise ValueError(
             f"tune verify fails on {', '.join(proved.failed)}: what is tuned on a narrow model would not hold for this "
@@ -84,7 +85,7 @@ def _tuned(job: Job, proxy: Size, tokens: int) -> TunedProxy:
     settings = LearningRateConfig(
         tokens=tokens, seeds=job.settings.seeds, val_tokens=job.settings.val_tokens, lengthen=False
     )
-    part = replace(job, stack=proxy.stack, settings=settings, part=f"d_model {proxy.d_model}")
+    part = replace(job, stack=job.stack.with_(proxy.options()), settings=settings, part=f"d_model {proxy.d_model}")
     return TunedProxy(proxy, find_learning_rate(part, tokens))
 
 

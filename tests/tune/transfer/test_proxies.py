@@ -27,13 +27,14 @@ def test_proxies_differ_from_the_target_in_size_alone_and_their_base_is_the_wide
     stack, _ = read_stack(arguments(WIDE), "tune transfer")
     target, proxies = target_and_proxies(stack, None, None)
     assert [proxy.d_model for proxy in proxies] == [8, 16, 24] and {proxy.n_layers for proxy in proxies} == {2}
-    gpt = proxies[-1].stack["model.gpt"]
+    gpt = proxies[-1].gpt
     assert (gpt.n_heads, gpt.n_kv_heads, gpt.d_ff) == (3, 1, 60)
     for size in (target, *proxies):
-        gpt = size.stack["model.gpt"]
+        gpt = stack.with_(size.options())["model.gpt"]
         assert (gpt.parametrization, gpt.base_d_model, gpt.base_n_layers) == ("completep", 24, 2)
+    small = stack.with_(proxies[0].options())
     changed = {"n_layers", "n_heads", "n_kv_heads", "d_model", "d_ff"}
-    assert set(proxies[0].stack.overlay_to(target.stack)["model"]["gpt"]) == changed
+    assert set(small.overlay_to(stack.with_(target.options()))["model"]["gpt"]) == changed
     one = proxies[0].n_params  # 2 layers: qkv, projection, MLP and their biases; 5 LayerNorms
     assert one == 2 * (8 * 24 + 24 + 8 * 8 + 8 + 8 * 20 + 20 + 20 * 8 + 8) + 5 * 2 * 8
     assert proxies[0].flops < 0.1 * target.flops
@@ -43,7 +44,7 @@ def test_a_base_that_is_there_is_kept_and_mup_keeps_the_depth(folder):
     options = {**WIDE, "model.gpt.parametrization": "mup", "model.gpt.base_d_model": 32}
     stack, _ = read_stack(arguments(options), "tune transfer")
     target, proxies = target_and_proxies(stack, [8, 16, 32], None)
-    assert target.stack.flat() == stack.flat() and {proxy.n_layers for proxy in proxies} == {4}
+    assert stack.with_(target.options()).flat() == stack.flat() and {proxy.n_layers for proxy in proxies} == {4}
     with pytest.raises(ValueError, match="tune.n_layers 2: with mup what is tuned holds for other widths, not for"):
         target_and_proxies(stack, None, 2)
 

@@ -1,0 +1,104 @@
+"""Which runs: levels of compute, and at each of them several sizes, each as long as the level pays for.
+
+    budget of the ladder = share x FLOPs of the target
+    levels               4 times as much compute from one to the next; the highest is at most a quarter of the target
+    sizes of a level     those of the structure that read about 4, 10, 25 and 60 tokens per parameter, embeddings'
+                         share of the compute counted: on both sides of the 20 that suit large models
+
+The structure is the stack's: heads of one width, more of them and, with CompleteP, more layers in proportion.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpt_lightning.model.config import GPTConfig
+from gpt_lightning.model.own_block import MakeBlock
+from gpt_lightning.tune.sizes import Size, resized
+
+STEP = 4.0  # of compute between levels
+LEVELS = 3
+RATIOS = (4.0, 10.0, 25.0, 60.0)  # tokens over a sixth of the FLOPs per token
+FARTHEST = 3.0  # factor by which a size may miss what is wanted
+LARGEST = 1 / 4  # of the target's compute, that a rung may take
+WIDER = 4  # times the heads of the stack, up to which sizes are looked at
+LEAST_STEPS = 40  # optimizer steps of a run
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One run of the ladder."""
+
+    size: Size
+    tokens: int
+
+    @property
+    def flops(self) -> float:
+        return self.size.flops * self.tokens
+
+    @property
+    def key(self) -> str:
+        """Names it in the folder."""
+        return f"d_model {self.size.d_model} n_layers {self.size.n_layers} tokens {self.tokens}"
+
+
+def sizes_of(gpt: GPTConfig, block: MakeBlock | None) -> list[Size]:
+    """The structure in all sizes from one head to some times those that it has, the smallest first."""
+    found = []
+    for n_heads in _numbers(WIDER * gpt.n_heads):
+        deeper = gpt.parametrization == "completep"
+        n_layers = max(round(gpt.n_layers * n_heads / gpt.n_heads), 1) if deeper else gpt.n_layers
+        found.append(Size.of(resized(gpt, n_heads, n_layers), block))
+    return found
+
+
+def plan_ladder(sizes: Sequence[Size], flops: float, share: float, batch_tokens: int) -> list[Rung]:
+    """Runs that cost `share` of `flops` in all, the cheapest first.
+
+    Raises ValueError where so little compute makes fewer runs than a law needs.
+    """
+    top = share * flops / (len(RATIOS) * sum(STEP**-level for level in range(LEVELS)))
+    levels = [min(top, LARGEST * flops) * STEP**-level for level in reversed(range(LEVELS))]
+    rungs: dict[str, Rung] = {}
+    for level in levels:
+        for ratio in RATIOS:
+            rung = _nearest(sizes, level, ratio, batch_tokens)
+            if rung is not None:
+                rungs[rung.key] = rung
+    plan = sorted(rungs.values(), key=lambda rung: rung.flops)
+    n_sizes = len({rung.size.n_params for rung in plan})
+    if len(plan) < 7 or n_sizes < 3:
+        raise ValueError(
+            f"{share:g} of {flops:.2g} FLOPs makes {len(plan)} runs of {n_sizes} sizes; a law needs at least 7 of 3: "
+            "raise --tune.share or --tune.flops, or take narrower heads or a smaller batch"
+        )
+    return plan
+
+
+def _nearest(sizes: Sequence[Size], flops: float, ratio: float, batch_tokens: int) -> Rung | None:
+    """The size that reads about so many tokens per parameter for this compute; None where none comes near."""
+    wanted = math.sqrt(6 * flops / ratio)  # FLOPs per token
+    size = min(sizes, key=lambda size: abs(math.log(size.flops / wanted)))
+    tokens = round(flops / size.flops / batch_tokens) * batch_tokens
+    if not 1 / FARTHEST < size.flops / wanted < FARTHEST or tokens < LEAST_STEPS * batch_tokens:
+        return None
+    return Rung(size, tokens)
+
+
+def _numbers(largest: int) -> list[int]:
+    """1 to 12, and from there steps of a tenth."""
+    numbers: list[int] = [1]
+    while (following := max(numbers[-1] + 1, round(numbers[-1] * 1.1))) <= largest:
+        numbers.append(following)
+    return numbers
+
+
+def candidates(sizes: Sequence[Size], flops: float) -> list[tuple[float, float]]:
+    """(N, D) of every size for a budget."""
+    return [(float(size.n_params), flops / size.flops) for size in sizes]
+
+
+def options(rung: Rung) -> dict[str, Any]:
+    """What makes a trial of the stack this run."""
+    return {**rung.size.options(), "max_tokens": rung.tokens}
