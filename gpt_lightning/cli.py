@@ -17,15 +17,10 @@ VERBS = {
     "tune batch": ("gpt_lightning.tune.batch.verb:VERB", "largest and fastest micro-batch, critical batch, new lr"),
     "tune verify": ("gpt_lightning.tune.verify.verb:VERB", "proof that this model's parametrization is right"),
     "tune compare": ("gpt_lightning.tune.compare.verb:VERB", "is a change better here, at what cost? Seeds and a test"),
-    "tune transfer": (
-        "gpt_lightning.tune.transfer.verb:VERB",
-        "the learning rate of narrow proxies for a wide model",
-    ),
-    "tune ladder": (
-        "gpt_lightning.tune.ladder.verb:VERB",
-        "a scaling law here: loss and best size of a big run",
-    ),
+    "tune transfer": ("gpt_lightning.tune.transfer.verb:VERB", "the learning rate of narrow proxies for a wide model"),
+    "tune ladder": ("gpt_lightning.tune.ladder.verb:VERB", "a scaling law here: loss and best size of a big run"),
     "tune sweep": ("gpt_lightning.tune.sweep.verb:VERB", "many runs over a search space, on any number of workers"),
+    "report": ("gpt_lightning.report.page:main", "runs and studies -> one HTML page: tables, curves, samples"),
     "generate": ("gpt_lightning.serve.text:main", "write text with a run, a checkpoint or a Hugging Face folder"),
     "export": ("gpt_lightning.serve.convert:export_main", "run -> folder that Hugging Face transformers opens"),
     "import": ("gpt_lightning.serve.convert:import_main", "Hugging Face folder -> run folder"),

@@ -1,13 +1,17 @@
 """How well many runs are spent, measured on the source code of Python's standard library; anyone can run it.
 
-    python scripts/benchmark_sweep.py [--only search,workers,kill] [--folder FOLDER]
+    python scripts/benchmark_sweep.py [--only search,workers,kill,transfer,ladder] [--folder FOLDER]
 
 search      tokens after which `tune sweep` has a whole run as good as the best of plain random search, beside those of
             Optuna's Hyperband, which stops runs in the middle of their schedule; 27 configurations each, three seeds
 workers     time of two workers on one study, over that of one; one thread each, in turns, three times
 kill        a sweep whose worker is killed with -9 in the middle, beside one that is left alone
+transfer    loss of a model at the learning rate of `tune transfer` over that at the one of `tune lr` on the model
+            itself, and their compute; three seeds
+ladder      loss of a run that no rung of `tune ladder` comes near in compute, beside what it predicts
 
-Interrupted, it goes on where it stopped. On two cores search takes 40 minutes, workers 10, kill 3.
+Interrupted, it goes on where it stopped. On two cores search takes an hour, transfer and ladder half of one each,
+workers ten minutes, kill three.
 """
 
 import argparse
@@ -59,6 +63,27 @@ SPACE: dict[str, Any] = {
         "deeper": {"model": {"gpt": {"n_layers": 5, "n_heads": 2, "d_model": 50}}},
         "wider": {"model": {"gpt": {"n_layers": 1, "n_heads": 2, "d_model": 110}}},
     },
+}
+MODERN: dict[str, Any] = {  # the quickstart's structure and optimizer
+    "max_tokens": 400_000,
+    "model": {
+        "gpt": {
+            **{"n_layers": 4, "n_heads": 8, "d_model": 256, "positions": "rotary", "norm": "rms", "qk_norm": True},
+            **{"mlp": "swiglu", "bias": False, "zero_init": True, "tie_embedding": False},
+        },
+        "optim": {
+            **{"name": "muon", "lr": 5.4e-3, "betas": [0.9, 0.99], "momentum": 0.9},
+            "lr_ratios": {"embedding": 10, "vector": 6},
+        },
+        "schedule": {"name": "linear", "warmup_tokens": 40_000, "min_lr_ratio": 0.0},
+    },
+    "data": {**STACK["data"], "micro_batch_size": 8},
+    "trainer": STACK["trainer"],
+}
+LADDER: dict[str, Any] = {  # in narrower heads, so that there are more sizes
+    **MODERN,
+    "max_tokens": 1_000_000,
+    "model": {**MODERN["model"], "gpt": {**MODERN["model"]["gpt"], "n_heads": 10, "d_model": 160}},
 }
 console = Console(highlight=False, soft_wrap=True)
 
@@ -203,7 +228,66 @@ def kill(folder: Path) -> None:
     console.print(f"all scores the same: {same}")
 
 
-PARTS = {"search": search, "workers": workers, "kill": kill}
+def tuned(folder: Path, verb: str, stack: dict[str, Any], overlays: list[Path], **options: Any) -> dict[str, Any]:
+    """The result of another tuning verb on a stack."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    config = folder.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(stack, sort_keys=False))
+    words = [sys.executable, "-m", "gpt_lightning", "tune", verb, *(f"--config={path}" for path in (config, *overlays))]
+    words += [f"--tune.{name}={value}" for name, value in {**options, "dir": folder}.items()]
+    with folder.with_suffix(".log").open("ab") as log:
+        if subprocess.run(words, stdout=log, stderr=log, check=False).returncode > 1:
+            raise SystemExit(f"{folder}: tune {verb} failed: see {folder.with_suffix('.log')}")
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+def losses(folder: Path, overlays: list[Path], config: Path, seeds: int) -> list[float]:
+    """Final validation loss of whole runs, nats per token, by seed."""
+    words = [f"--config={path}" for path in (config, *overlays)]
+    stack, _ = read_stack(words, "benchmark")
+    with TuneFolder(folder, {"stack": stack.to_dict()}) as kept:
+        return [
+            kept.measured(f"seed {seed}", lambda seed=seed: train(stack, {}, seed, VAL_TOKENS).val_loss)
+            for seed in range(seeds)
+        ]
+
+
+def transfer(folder: Path) -> None:
+    """What three narrow models say of a wide one, beside what it says itself."""
+    length: dict[str, Any] = {"tokens": MODERN["max_tokens"], "seeds": 1, "val_tokens": VAL_TOKENS}
+    found = tuned(folder / "transfer", "transfer", MODERN, [], **length)
+    carried = folder / "transfer" / "tuned.yaml"
+    direct = tuned(folder / "direct", "lr", MODERN, [carried], lengthen=False, **length)
+    paths = [[carried], [carried, folder / "direct" / "tuned.yaml"]]
+    config = folder / "transfer.yaml"
+    ours, theirs = (losses(folder / f"runs-{i}", path, config, len(SEEDS)) for i, path in enumerate(paths))
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    loss = found["predicted_loss"]
+    console.print(
+        f"lr {found['lr']:.1e} by transfer, {direct['lr']:.1e} directly; loss {statistics.mean(ours):.4f} and "
+        f"{statistics.mean(theirs):.4f}, ratio {ratio:.4f} (at most 1.01), at {found['flops_share']:.0%} of the "
+        f"compute (under 25%); best lr of three widths within a factor of {found['drift']:.2f}; predicted "
+        f"{loss['value']:.3f} ({loss['low']:.3f} to {loss['high']:.3f})"
+    )
+
+
+def ladder(folder: Path) -> None:
+    """A law of small runs, asked about a large one."""
+    tuned(folder / "ladder-lr", "transfer", LADDER, [], tokens=100_000, val_tokens=VAL_TOKENS)
+    carried = [folder / "ladder-lr" / "tuned.yaml"]
+    found = tuned(folder / "ladder", "ladder", LADDER, carried, val_tokens=VAL_TOKENS)
+    (loss,) = losses(folder / "ladder-target", carried, folder / "ladder.yaml", 1)
+    said = found["predicted_loss_of_the_stack"]
+    largest = max(run["flops"] for run in found["runs"])
+    console.print(
+        f"{len(found['runs'])} runs; a run of {found['flops'] / largest:.1f} x the compute of the largest: predicted "
+        f"{said['value']:.4f} ({said['low']:.4f} to {said['high']:.4f}), reached {loss:.4f}: "
+        f"{said['value'] / loss - 1:+.2%} (within 2%)"
+    )
+
+
+PARTS = {"search": search, "workers": workers, "kill": kill, "transfer": transfer, "ladder": ladder}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

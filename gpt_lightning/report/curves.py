@@ -1,6 +1,6 @@
 """Figures of runs, from the tables that metrics_csv.py reads; each takes data and gives a matplotlib Figure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
@@ -76,4 +76,44 @@ def learning_rate_curve(metrics: "DataFrame") -> Figure:
     lower.set_xlabel("tokens seen (millions)")
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
+    return figure
+
+
+def many_curves(
+    table: "DataFrame", axis: str, metric: str, ranked: Sequence[str] = (), label: str | None = None
+) -> Figure:
+    """A metric of any number of runs over `axis`; the best have colours and names, the others are grey.
+
+    table: columns run, `axis` and `metric` (runs.curves). ranked: names of runs, the best first. label: of the axis.
+    """
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    axes = figure.subplots()
+    named = dict(zip(ranked, RUNS[1:], strict=False))
+    for name, rows in sorted(table.groupby("run"), key=lambda item: str(item[0]) in named):
+        color = named.get(str(name), "#cccccc")
+        values = rows[[axis, metric]].dropna().sort_values(axis)
+        axes.plot(values[axis], values[metric], ".-", color=color, linewidth=1.4 if name in named else 0.8)
+    for name, color in named.items():
+        axes.plot([], [], color=color, label=name)
+    axes.set_xlabel(label or axis)
+    axes.set_ylabel(metric)
+    low, high = float(table[metric].min()), float(table[metric].quantile(0.95))
+    axes.set_ylim(low - 0.05 * (high - low or 1.0), high + 0.1 * (high - low or 1.0))
+    axes.grid(alpha=0.25)
+    if named:
+        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def learning_rate_slice(points: Sequence[tuple[Any, Any, Any]], metric: str) -> Figure:
+    """Final scores over the learning rate, darker the longer the run. points: (lr, score, tokens)."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    lengths = [tokens or 0 for _, _, tokens in points]
+    dots = axes.scatter([p[0] for p in points], [p[1] for p in points], c=lengths, cmap="viridis_r", s=18)
+    figure.colorbar(dots, label="tokens")
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel(metric)
+    axes.grid(alpha=0.25)
     return figure

@@ -18,7 +18,7 @@ from rich.table import Table
 from gpt_lightning.callbacks.batch_ramp import BatchRamp
 from gpt_lightning.data.compression import compression
 from gpt_lightning.data.datamodule import CorpusDataModule
-from gpt_lightning.model.flops import count_parameters
+from gpt_lightning.model.flops import count_parameters, flops_per_token
 from gpt_lightning.model.huggingface.choice import why_not_written
 from gpt_lightning.module import GPTModule
 from gpt_lightning.report.metrics_csv import COMPRESSORS
@@ -35,6 +35,7 @@ def summarise(
         "tokens": module.tokens_seen,
         "n_params": counts.total,
         "n_params_non_embedding": counts.non_embedding,
+        "n_flops": flops_per_token(module.gpt_config, module.own_block) * module.tokens_seen,
         "elapsed_seconds": elapsed_seconds,
     }
     if "val/bits_per_byte" in latest:

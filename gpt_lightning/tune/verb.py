@@ -93,7 +93,8 @@ class Verb:
             with progress() as bar:
                 result: Result = self.measure(Job(stack, settings, folder, bar))
             header = f"gpt-lightning {self.name}: {result.recommendation}\n{result.explanation}".rstrip()
-            folder.finish(result.to_dict(), result.figure(), result.overlay(), header)
+            about_it = {"verb": self.name, "recommendation": result.recommendation}
+            folder.finish({**about_it, **result.to_dict()}, result.figure(), result.overlay(), header)
         _report(result, folder.path)
         return result, folder.path
 
