@@ -21,6 +21,7 @@ VERBS = {
     "tune ladder": ("gpt_lightning.tune.ladder.verb:VERB", "a scaling law here: loss and best size of a big run"),
     "tune sweep": ("gpt_lightning.tune.sweep.verb:VERB", "many runs over a search space, on any number of workers"),
     "report": ("gpt_lightning.report.page:main", "runs and studies -> one HTML page: tables, curves, samples"),
+    "report select": ("gpt_lightning.serve.select:main", "the best of many runs, scored anew and laid out to deploy"),
     "generate": ("gpt_lightning.serve.text:main", "write text with a run, a checkpoint or a Hugging Face folder"),
     "export": ("gpt_lightning.serve.convert:export_main", "run -> folder that Hugging Face transformers opens"),
     "import": ("gpt_lightning.serve.convert:import_main", "Hugging Face folder -> run folder"),
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] == "tune" and (len(arguments) == 1 or arguments[1] in ("-h", "--help")):
         print(usage("tune "))
         return 0 if len(arguments) > 1 else 2
-    n_words = 2 if arguments[0] == "tune" else 1
+    n_words = 2 if arguments[0] == "tune" or " ".join(arguments[:2]) in VERBS else 1
     verb, options = " ".join(arguments[:n_words]), arguments[n_words:]
     if verb not in VERBS:
         return fail(f"unknown verb {verb!r}; expected one of {', '.join(VERBS)}")

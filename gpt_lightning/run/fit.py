@@ -130,13 +130,29 @@ def _describe(run: Run, stack: Stack, folder: RunDir) -> None:
         logger.log_hyperparams(stack.to_dict())
 
 
+def score(stack: Stack, split: str) -> tuple[dict[str, float], Run]:
+    """Scores of the stack's checkpoint on its validation or test split, `val` or `test`, without a word; and the run.
+
+    Raises ValueError where the corpus has no such split.
+    """
+    with quiet():
+        folder = _folder(stack)
+        built = build(stack, folder=folder)
+        with _closing(built, folder):
+            return _score(built, find_checkpoint(stack["ckpt_path"] or folder.path), split), built
+
+
+def _score(run: Run, checkpoint: Path, split: str) -> dict[str, float]:
+    method = {"val": run.trainer.validate, "test": run.trainer.test}[split]
+    method(run.module, run.data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+    return {key: value.item() for key, value in run.trainer.callback_metrics.items()}
+
+
 def _evaluate(run: Run, folder: RunDir, verb: str) -> dict[str, Any]:
     checkpoint = find_checkpoint(run.stack["ckpt_path"] or folder.path)
-    method = {"validate": run.trainer.validate, "test": run.trainer.test}.get(verb)
-    if method is not None:
-        method(run.module, run.data, ckpt_path=checkpoint, verbose=False, weights_only=True)
-        scores = {key: value.item() for key, value in run.trainer.callback_metrics.items()}
-        split = {"validate": "val", "test": "test"}[verb]
+    split = {"validate": "val", "test": "test"}.get(verb)
+    if split is not None:
+        scores = _score(run, checkpoint, split)
         is_there = f"{split}/bits_per_byte" in scores and all(split in corpus.splits for corpus in run.data.val_corpora)
         yardsticks = compression(run.data.val_corpora, split, run.data.corpora) if is_there else {}
         print_scores(scores, checkpoint, yardsticks)
