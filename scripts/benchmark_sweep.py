@@ -8,7 +8,7 @@ workers     time of two workers on one study, over that of one; one thread each,
 kill        a sweep whose worker is killed with -9 in the middle, beside one that is left alone
 transfer    loss of a model at the learning rate of `tune transfer` over that at the one of `tune lr` on the model
             itself, and their compute; three seeds
-ladder      loss of a run that no rung of `tune ladder` comes near in compute, beside what it predicts
+ladder      loss of the run that `tune ladder` recommends, beside what it predicts: many times the compute of any rung
 
 Interrupted, it goes on where it stopped. On two cores search takes an hour, transfer and ladder half of one each,
 workers ten minutes, kill three.
@@ -83,7 +83,7 @@ MODERN: dict[str, Any] = {  # the quickstart's structure and optimizer
 LADDER: dict[str, Any] = {  # in narrower heads, so that there are more sizes
     **MODERN,
     "max_tokens": 1_000_000,
-    "model": {**MODERN["model"], "gpt": {**MODERN["model"]["gpt"], "n_heads": 10, "d_model": 160}},
+    "model": {**MODERN["model"], "gpt": {**MODERN["model"]["gpt"], "n_heads": 20, "d_model": 160}},
 }
 console = Console(highlight=False, soft_wrap=True)
 
@@ -274,15 +274,16 @@ def transfer(folder: Path) -> None:
 
 def ladder(folder: Path) -> None:
     """A law of small runs, asked about a large one."""
-    tuned(folder / "ladder-lr", "transfer", LADDER, [], tokens=100_000, val_tokens=VAL_TOKENS)
-    carried = [folder / "ladder-lr" / "tuned.yaml"]
-    found = tuned(folder / "ladder", "ladder", LADDER, carried, val_tokens=VAL_TOKENS)
-    (loss,) = losses(folder / "ladder-target", carried, folder / "ladder.yaml", 1)
-    said = found["predicted_loss_of_the_stack"]
+    tuned(folder / "ladder-lr", "transfer", LADDER, [], widths=[16, 32, 48], tokens=100_000, val_tokens=VAL_TOKENS)
+    carried = folder / "ladder-lr" / "tuned.yaml"
+    found = tuned(folder / "ladder", "ladder", LADDER, [carried], flops=3e12, share=0.8, val_tokens=VAL_TOKENS)
+    overlays = [carried, folder / "ladder" / "tuned.yaml"]
+    (loss,) = losses(folder / "ladder-target", overlays, folder / "ladder.yaml", 1)
+    said = found["predicted_loss"]
     largest = max(run["flops"] for run in found["runs"])
     console.print(
-        f"{len(found['runs'])} runs; a run of {found['flops'] / largest:.1f} x the compute of the largest: predicted "
-        f"{said['value']:.4f} ({said['low']:.4f} to {said['high']:.4f}), reached {loss:.4f}: "
+        f"{len(found['runs'])} runs; one of {found['flops'] / largest:.1f} x the compute of the largest (at least 4): "
+        f"predicted {said['value']:.4f} ({said['low']:.4f} to {said['high']:.4f}), reached {loss:.4f}: "
         f"{said['value'] / loss - 1:+.2%} (within 2%)"
     )
 

@@ -50,8 +50,8 @@ their own metrics.csv, scored anew on the whole validation split.
 {% endfor %}
 ## Budget
 
-{{ tokens }} tokens, {{ flops }} FLOPs{{ seconds }}; optimizer {{ optim.name }}, lr {{ optim.lr }}. config.yaml has all settings: \
-`gpt-lightning fit --config config.yaml` trains it again.
+{{ tokens }} tokens, {{ flops }} FLOPs{{ seconds }}; optimizer {{ optim.name }}, lr {{ optim.lr }}. config.yaml has \
+all settings and trains it again: `gpt-lightning fit --config config.yaml`.
 
 ## Load
 

@@ -15,7 +15,7 @@ def test_sizes_keep_the_width_of_heads_and_with_completep_the_proportions():
     sizes = sizes_of(GPT, None)
     assert {size.d_model // size.gpt.n_heads for size in sizes} == {16}
     assert [(s.d_model, s.n_layers) for s in sizes if s.d_model in (16, 80, 160, 320)] == [
-        *((16, 1), (80, 2), (160, 4), (320, 8))
+        *((16, 4), (80, 4), (160, 4), (320, 8))
     ]
     flops = [size.flops for size in sizes]
     assert flops == sorted(flops) and sizes[-1].d_model >= 3 * 160
