@@ -23,7 +23,7 @@ TUNE = {  # a tuning verb's own options that make it small
     "tune transfer": ["--max_tokens=5120", "--tune.val_tokens=256", "--model.gpt.d_model=32", "--model.gpt.n_heads=4"],
     "tune ladder": [
         *["--max_tokens=10240", "--tune.val_tokens=256", "--model.gpt.d_model=32", "--model.gpt.n_heads=8"],
-        *["--tune.flops=2.4e10", "--tune.share=0.6", "--data.batch_tokens=512", "--data.micro_batch_size=8"],
+        *["--tune.flops=5e10", "--tune.share=0.6", "--data.batch_tokens=512", "--data.micro_batch_size=8"],
     ],
     "tune sweep": [
         "--max_tokens=20480",

@@ -51,7 +51,7 @@ def page(runs: Sequence[RunFolder], studies: Sequence[Study] = (), metric: str |
     """The HTML. metric: what is best; bits per byte where every run that has ended has it."""
     import jinja2
 
-    ended = [run for run in runs if run.score("val/loss") is not None]
+    ended = [run for run in runs if math.isfinite(run.score("val/loss") or math.inf)]
     metric = metric or ("val/bits_per_byte" if all(run.score(METRICS[0]) is not None for run in ended) else "val/loss")
     ranked = sorted((run for run in ended if run.score(metric) is not None), key=lambda run: run.score(metric) or 0.0)
     best = ranked[0].name if ranked else None

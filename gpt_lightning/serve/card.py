@@ -51,7 +51,7 @@ their own metrics.csv, scored anew on the whole validation split.
 ## Budget
 
 {{ tokens }} tokens, {{ flops }} FLOPs{{ seconds }}; optimizer {{ optim.name }}, lr {{ optim.lr }}. config.yaml has \
-all settings and trains it again: `gpt-lightning fit --config config.yaml`.
+all settings and trains it again: `gpt-lightning fit --config {{ folder }}/config.yaml --run_dir runs/again`.
 
 ## Load
 

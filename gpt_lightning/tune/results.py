@@ -26,6 +26,7 @@ IfExists = Literal["resume", "overwrite"]
 CONTENTS = (
     *("identity.json", "measured.jsonl", "result.json", "figure.png", "tuned.yaml", "trials"),
     *("config.yaml", "journal.log", "next.yaml", "stack.yaml", "wandb_sweep.yaml", "workers"),  # of a sweep
+    "proxy.yaml",
 )
 
 

@@ -24,7 +24,7 @@ LEVELS = 3
 RATIOS = (4.0, 8.0, 16.0, 32.0, 64.0)  # tokens over a sixth of the FLOPs per token
 FARTHEST = 3.0  # factor by which a size may miss what is wanted
 LARGEST = 1 / 4  # of the target's compute, that a rung may take
-WIDER = 4  # times the heads of the stack, up to which sizes are looked at
+WIDER = 16  # times the heads of the stack, up to which sizes are looked at
 LEAST_LAYERS = 4  # where the stack has as many
 LEAST_STEPS = 40  # optimizer steps of a run
 

@@ -120,6 +120,10 @@ class LadderResult:
             f"{chinchilla_loss(n, d):.2f} nats per token of its own web text and vocabulary",
             f"GPT-3's figure 3.1: {gpt3_loss(self.flops):.2f} nats per token of its own; every size read 300B",
         ]
+        if self.best is self.sizes[-1]:
+            lines.append(
+                "warning: the best size is the largest that was looked at; a smaller --tune.flops, or a wider stack"
+            )
         epochs = self.tokens * self.epochs_per_token
         if epochs > EPOCHS:
             lines.append(

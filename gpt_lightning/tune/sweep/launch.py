@@ -31,7 +31,8 @@ def start_workers(n: int, folder: Path) -> Iterator[None]:
     for i, log in enumerate(logs, 1):
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if n_gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(i % n_gpus)
+            given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+            environment["CUDA_VISIBLE_DEVICES"] = given[i % len(given)] if given else str(i % n_gpus)
         with log.open("ab") as file:
             processes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
     stop = threading.Event()
@@ -44,9 +45,11 @@ def start_workers(n: int, folder: Path) -> Iterator[None]:
         for process in processes:
             process.terminate()
         raise
+    else:
+        for process in processes:
+            process.wait()
     finally:
         stop.set()
-        _wait(processes, 10 * SECONDS)
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:

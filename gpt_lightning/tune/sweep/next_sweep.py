@@ -1,11 +1,14 @@
 """The sweep to run next: where the best trials lie, and beyond an edge of the space where the best lies at one."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
+from gpt_lightning.run.stack import flatten
+from gpt_lightning.tune.sweep.read_space import read_space
 from gpt_lightning.tune.sweep.result import EDGE, SweepResult, SweepTrial
 from gpt_lightning.tune.sweep.space import Choice, Entry
 
@@ -36,13 +39,22 @@ def _next(entry: Entry, top: Sequence[SweepTrial], result: SweepResult) -> Any:
     if isinstance(entry, Choice):
         given = result.settings.space[entry.name]
         kept = [label for label in entry.labels if label in values]
-        return {label: given[label] for label in kept} if entry.key is None else kept
+        return {label: given[label] for label in kept} if entry.key is None else [_value(entry, one) for one in kept]
     shares = [entry.share(value) for value in values]
     best = entry.share(result.best.point[entry.name]) if result.best else 0.5
     low = min(*shares, 1.0) - ROOM
     high = max(*shares, 0.0) + ROOM
     low = min(low, -WIDER) if best < EDGE else max(low, 0.0)
     high = max(high, 1 + WIDER) if best > 1 - EDGE else min(high, 1.0)
-    least = 0.0 if entry.low >= 0 else -math.inf  # what was never negative may not be
-    span = {"low": max(entry.beyond(low), least), "high": entry.beyond(high)}
-    return {**span, "log": True} if entry.log else span
+    scale = {"log": True} if entry.log else {}
+    spans = [{"low": entry.beyond(low), "high": entry.beyond(high)}, {"low": entry.at(low), "high": entry.at(high)}]
+    for span in spans:  # beyond an edge there may be no settings of a run
+        with contextlib.suppress(ValueError):
+            read_space(result.plan.stack, {entry.key: {**span, **scale}})
+            return {**span, **scale}
+    return {"low": entry.low, "high": entry.high, **scale}
+
+
+def _value(entry: Choice, label: Any) -> Any:
+    """What a label stands for; values that are lists have their JSON for one."""
+    return flatten(entry.overlay(label)).get(str(entry.key), label)

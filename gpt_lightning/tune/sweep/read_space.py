@@ -11,6 +11,10 @@ from gpt_lightning.tune.overlays import read_overlay, refuse_without_effect
 from gpt_lightning.tune.sweep.space import Choice, Entry, Range, Space
 
 PLAIN = (str, int, float, bool, type(None))
+SAME = (  # for all trials: a sweep sets it, or scores would not compare
+    *("max_tokens", "val_interval_tokens", "run_dir", "if_exists", "ckpt_path", "samples.", "trainer.logger"),
+    *("seed_everything", "data.seed", "data.corpus", "data.val_corpus", "data.prepare."),
+)
 EXPECTED = "expected a range {low, high, log}, a list of values, or overlays by name"
 
 
@@ -109,5 +113,8 @@ def _try(stack: Stack, *overlays: Mapping[str, Any]) -> None:
     """Raise ValueError for an overlay that is no settings of a run."""
     for overlay in overlays:
         settings = read_overlay(overlay)
+        for key in flatten(settings):
+            if key in SAME or key.startswith(tuple(name for name in SAME if name.endswith("."))):
+                raise ValueError(f"{key} is the same for all trials; set it for all, outside tune.space")
         refuse_without_effect(stack, settings)
         check(stack.over(settings))

@@ -23,7 +23,6 @@ EDGE = 0.05  # of a range: a best value so near to its end may lie beyond
 LISTED = 20  # rows of the table at the end
 SHOWN = 12  # rows of the table while it grows
 LEAST = 8  # trials of which importance says anything
-ENDED = ("best", "ended", "dropped", "diverged", "failed")
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ class SweepResult:
         """Those at work, and the best so far."""
         running = [trial for trial in self.ranked if trial.state == "running"]
         others = [trial for trial in self.ranked if trial.state not in ("running", "waiting")]
-        return self._table([*running, *others][:SHOWN])
+        return self._table([*running, *others][:SHOWN], live=True)
 
     def to_dict(self) -> dict[str, Any]:
         """What result.json holds."""
@@ -204,7 +203,7 @@ class SweepResult:
             ],
         }
 
-    def _table(self, trials: Sequence[SweepTrial]) -> Table:
+    def _table(self, trials: Sequence[SweepTrial], live: bool = False) -> Table:
         n_waiting = sum(trial.state == "waiting" for trial in self.trials)
         title = f"trials, the best first{f', {n_waiting} waiting' if n_waiting else ''}"
         table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=0, pad_edge=False)
@@ -223,7 +222,8 @@ class SweepResult:
             scores += [""] * (len(self.plan.tokens) - len(scores))
             values = [_number(trial.point[e.name]) if e.name in trial.point else "" for e in entries]
             style = "bold" if trial is self.best else ""
-            table.add_row(str(trial.number), "best" if style else trial.state, *scores, *values, style=style)
+            state = "" if live and trial.state == "dropped" else trial.state  # it may go on yet
+            table.add_row(str(trial.number), "best" if style else state, *scores, *values, style=style)
         return table
 
     def _reasons(self) -> str:

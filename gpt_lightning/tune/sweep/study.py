@@ -9,8 +9,9 @@
     again     a trial that goes on to its next rung is one more in the queue, with what it had reached
 
 A trial's user attributes: config (its number in the sweep, the same when it is taken again), from (the rung that it
-starts at), scores (by rung), tokens (trained so far, all rungs), beat, host and pid (of its worker), reason (why it
-failed or diverged), second (two workers let it wait at once, and this is the later one).
+starts at), before (tokens trained when it was taken), scores (by rung), tokens (trained so far, all rungs), beat, host
+and pid (of its worker), reason (why it failed or diverged), second (two workers let it wait at once, and this is the
+later one).
 """
 
 import contextlib
@@ -20,46 +21,24 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from gpt_lightning.tune.sweep.rungs import promoted
 
 BEAT_SECONDS = 10.0
-GRPC_SECONDS = 30
 DEAD_AFTER = 6  # beats that were missed, where the worker's process cannot be looked at
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def open_storage(folder: Path, url: str | None) -> BaseStorage:
-    """The journal file in `folder`, or what a URL names. Raises ValueError where it cannot be reached."""
-    if url is None:
-        return JournalStorage(JournalFileBackend(str(folder / "journal.log")))
-    try:
-        if url.startswith("grpc://"):
-            from optuna.storages import GrpcStorageProxy
-
-            host, _, port = url.removeprefix("grpc://").partition(":")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                proxy = GrpcStorageProxy(host=host, port=int(port or 13000))
-            proxy.wait_server_ready(timeout=GRPC_SECONDS)
-            return proxy
-        return RDBStorage(url)
-    except Exception as error:
-        raise ValueError(f"tune.storage {url}: {' '.join(str(error).split())}") from error
-
-
-def sampler_of(name: str, seed: int, worker: int) -> BaseSampler:
-    """Fills in the trials that wait without values; each worker draws other random numbers."""
-    seed = seed + 1000 * worker
+def sampler_of(name: str, seed: int, n_trials: int) -> BaseSampler:
+    """Fills in the trial that waits without values and comes after so many others."""
+    seed = seed * 100_003 + n_trials
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name == "tpe":
@@ -77,21 +56,27 @@ class SweepStudy:
     Args:
         storage: Where it is kept.
         name: Of the study.
-        sampler: Fills in what waits without values.
+        sampler: Makes what fills in a trial without values, from the number of trials before it.
         identity: Text that decides what a score means; a study made with another one is refused.
         factor, n_rungs: One trial of so many goes on to the next rung, of so many.
     """
 
-    def __init__(self, storage: BaseStorage, name: str, sampler: BaseSampler, identity: str, factor: int, n_rungs: int):
-        self.factor, self.n_rungs = factor, n_rungs
+    def __init__(
+        self,
+        storage: BaseStorage,
+        name: str,
+        sampler: Callable[[int], BaseSampler],
+        identity: str,
+        factor: int,
+        n_rungs: int,
+    ):
+        self.factor, self.n_rungs, self.sampler, self.storage = factor, n_rungs, sampler, storage
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.is_new, self.storage = True, storage
         try:
-            self.study = optuna.create_study(storage=storage, study_name=name, sampler=sampler)
+            self.study = optuna.create_study(storage=storage, study_name=name)
             self.study.set_user_attr("identity", identity)
         except optuna.exceptions.DuplicatedStudyError:
-            self.is_new = False
-            self.study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+            self.study = optuna.load_study(study_name=name, storage=storage)
             if self.study.user_attrs.get("identity", identity) != identity:
                 raise ValueError(
                     f"study {name} holds trials of another stack or another space; choose another --tune.dir"
@@ -111,8 +96,7 @@ class SweepStudy:
     @property
     def best(self) -> FrozenTrial | None:
         """The lowest of those that ended the last rung."""
-        ended = [trial for trial in self.configurations.values() if trial.state == TrialState.COMPLETE]
-        return min(ended, key=lambda trial: trial.value, default=None)  # type: ignore[arg-type, return-value]
+        return lowest(self.configurations.values())
 
     def enqueue(self, points: Sequence[dict[str, Any]]) -> None:
         """Let these wait, after what there is; an empty point is filled in by the sampler."""
@@ -125,6 +109,7 @@ class SweepStudy:
         while True:
             if not self._waiting and not self._promote():
                 return None
+            self.study.sampler = self.sampler(len(self.trials))
             trial = self.study.ask()
             if "config" not in trial.user_attrs:  # nothing waited any longer, and Optuna made one of its own
                 self.study.tell(trial, state=TrialState.FAIL)
@@ -137,7 +122,8 @@ class SweepStudy:
     @property
     def n_running(self) -> int:
         """Trials that a worker has."""
-        return len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return sum("config" in trial.user_attrs for trial in running)
 
     @property
     def _waiting(self) -> bool:
@@ -147,23 +133,22 @@ class SweepStudy:
         """Let the trial wait that is to go on to its next rung; False where none is."""
         there = self.configurations
         busy = [number for number, trial in there.items() if trial.state in (TrialState.WAITING, TrialState.RUNNING)]
-        ended = {number: trial.user_attrs for number, trial in there.items() if trial.state in FINISHED}
-        scores = {number: known["scores"] for number, known in ended.items() if "scores" in known}
+        kept = {number: trial.user_attrs for number, trial in there.items() if trial.state != TrialState.FAIL}
+        scores = {number: known["scores"] for number, known in kept.items() if "scores" in known}
         number = promoted(scores, busy, self.factor, self.n_rungs)
         if number is not None:
             self._again(there[number])
         return number is not None
 
-    def _again(self, trial: FrozenTrial) -> None:
-        """Let a trial wait once more, with what it has reached."""
-        known = trial.user_attrs
-        kept: dict[str, Any] = {key: known[key] for key in ("config", "scores", "tokens") if key in known}
+    def _again(self, trial: FrozenTrial, rewound: bool = False) -> None:
+        """Let a trial wait once more, with what it has reached; rewound: with what it had when it was taken."""
+        known: dict[str, Any] = trial.user_attrs
+        rung = known["from"] if rewound else len(known.get("scores", []))
+        spent = known.get("before", 0) if rewound else known.get("tokens", 0)
+        kept = {"config": known["config"], "from": rung, "before": spent, "tokens": spent}
         # a worker may have died before it read the values of its trial
-        point = {
-            **trial.system_attrs.get("fixed_params", {}),
-            **trial.params,
-        }  # it may have died before it read its own
-        self.study.enqueue_trial(point, user_attrs={**kept, "from": len(kept.get("scores", []))})
+        point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        self.study.enqueue_trial(point, user_attrs={**kept, "scores": known.get("scores", [])[:rung]})
 
     def _is_second(self, trial: optuna.Trial) -> bool:
         """Whether another worker let the same trial wait for the same rung, and before this one."""
@@ -199,28 +184,37 @@ class SweepStudy:
             thread.join()
 
     def reap(self, say: Callable[[str], None], seconds: float = BEAT_SECONDS) -> None:
-        """Put the trials of dead workers back into the queue, with what they had reached."""
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            known = trial.user_attrs
-            if "config" not in known or _lives(trial, seconds):
+        """Put the trials of dead workers back into the queue, as they were when they were taken."""
+        for number, trial in self.configurations.items():
+            if trial.state == TrialState.RUNNING and not _lives(trial, seconds):
+                try:
+                    self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+                except optuna.exceptions.UpdateFinishedTrialError:
+                    continue  # another worker was faster
+            elif trial.state != TrialState.FAIL or "reason" in trial.user_attrs:  # without one, who told it so has died
                 continue
-            try:
-                self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                continue  # another worker was faster
-            self._again(trial)
-            say(f"trial {known['config']}: its worker has died; it goes on from its last checkpoint")
+            self._again(trial, rewound=True)
+            say(f"trial {number}: its worker has died; it goes on from its last checkpoint")
+
+
+def lowest(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    """Of those that ended the last rung."""
+    ended = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return min(ended, key=lambda trial: trial.value, default=None)  # type: ignore[arg-type, return-value]
 
 
 def _lives(trial: FrozenTrial, seconds: float) -> bool:
-    """Whether a trial's worker is there: its process, on this machine, and its heartbeat."""
+    """Whether a trial's worker is there: its process, on this machine; elsewhere its heartbeat."""
     known = trial.user_attrs
     if known.get("host") == socket.gethostname():
+        if known["pid"] == os.getpid():  # which trains nothing while it looks: an earlier sweep of it was interrupted
+            return False
         try:
             os.kill(known["pid"], 0)
         except ProcessLookupError:
             return False
         except PermissionError:
             pass
+        return True
     started = trial.datetime_start.timestamp() if trial.datetime_start else time.time()
     return time.time() - known.get("beat", started) < DEAD_AFTER * seconds

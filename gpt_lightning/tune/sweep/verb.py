@@ -8,13 +8,17 @@ N of them here. All of them end when nothing waits and nothing runs, with the sa
 
 import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import yaml
+from optuna import delete_study
+from rich.table import Table
 from torch.quasirandom import SobolEngine
 
 from gpt_lightning import files
@@ -28,13 +32,15 @@ from gpt_lightning.tune.sweep.read_space import read_space
 from gpt_lightning.tune.sweep.result import SweepResult, read_trials
 from gpt_lightning.tune.sweep.rungs import rung_tokens
 from gpt_lightning.tune.sweep.space import Point, Space
-from gpt_lightning.tune.sweep.study import SweepStudy, open_storage, sampler_of
+from gpt_lightning.tune.sweep.storage import open_storage
+from gpt_lightning.tune.sweep.study import SweepStudy, sampler_of
 from gpt_lightning.tune.sweep.wandb_sweep import wandb_sweep
 from gpt_lightning.tune.sweep.worker import Plan, Worker, n_ranks
 from gpt_lightning.tune.trials import run_identity, stopped
 from gpt_lightning.tune.verb import Job, Verb
 
 LEAST_STEPS = 20  # of a rung
+SECONDS_SHOWN = 2.0  # until the live table is read anew
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class SweepConfig:
             raise ValueError(f"tune.factor {self.factor}: must be at least 2")
         if self.if_exists == "overwrite" and n_ranks() > 1:
             raise ValueError(f"tune.if_exists overwrite: not under torchrun; remove {self.dir} first")
+        if self.workers > 1 and n_ranks() > 1:
+            raise ValueError(f"tune.workers {self.workers}: under torchrun all processes are one worker; start another")
         if self.sampler == "gp" and self.rungs > 1:
             raise ValueError("tune.sampler gp reads whole runs alone; add --tune.rungs 1, or take tpe")
 
@@ -114,7 +122,10 @@ def _open(job: Job, plan: Plan) -> SweepStudy:
     settings, folder = job.settings, job.folder.path
     with job.folder.turn():
         storage = open_storage(folder, settings.storage)
-        sampler = sampler_of(settings.sampler, settings.seed, os.getpid())
+        if settings.if_exists == "overwrite" and settings.storage is not None:
+            with suppress(KeyError):
+                delete_study(study_name=folder.name, storage=storage)
+        sampler = partial(sampler_of, settings.sampler, settings.seed)
         text = json.dumps(identity(job.stack, settings), sort_keys=True)
         study = SweepStudy(storage, folder.name, sampler, text, settings.factor, settings.rungs)
         points = list(_points(plan.space, job.stack, settings))
@@ -157,8 +168,16 @@ def _points(space: Space, stack: Stack, settings: SweepConfig) -> Iterator[Point
 
 
 def _watch(job: Job, plan: Plan, study: SweepStudy) -> None:
-    """Show the trials above the bar, on a terminal."""
-    job.progress.above = lambda: SweepResult(read_trials(study, plan), plan, job.settings).live_table()
+    """Show the trials above the bar, on a terminal; the storage is asked for them every few seconds."""
+    shown: list[Any] = [0.0, None]
+
+    def table() -> Table:
+        if shown[1] is None or time.monotonic() - shown[0] > SECONDS_SHOWN:
+            shown[:] = time.monotonic(), SweepResult(read_trials(study, plan), plan, job.settings).live_table()
+        live: Table = shown[1]
+        return live
+
+    job.progress.above = table
 
 
 def _told(job: Job) -> Any:
@@ -180,10 +199,11 @@ def _advance(job: Job) -> Any:
 
 def identity(stack: Stack, settings: SweepConfig) -> dict[str, Any]:
     """What decides a trial's score: the stack, what is searched, how it is scored. Wrong spaces are refused here."""
-    read_space(stack, settings.space)
-    kept = ("space", "rungs", "factor", "tokens", "val_tokens")
+    space = read_space(stack, settings.space)
+    overlays = {entry.name: repr(entry) for entry in space.all()}  # with what is in the files that it names
+    kept = ("rungs", "factor", "tokens", "val_tokens", "sampler", "seed")
     found = {key: value for key, value in run_identity(stack).items() if key != "machine"}
-    return {**{key: asdict(settings)[key] for key in kept}, **found}
+    return {**{key: asdict(settings)[key] for key in kept}, "space": overlays, **found}
 
 
 VERB = Verb("tune sweep", SweepConfig, tune_sweep, identity, shared=True)

@@ -5,7 +5,6 @@
 Under torchrun all ranks train the same trial: the first one talks to the study, and tells the others what it decided.
 """
 
-import json
 import math
 import os
 import time
@@ -16,24 +15,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from optuna.trial import Trial as StudyTrial
 from optuna.trial import TrialState
 from torch import distributed
 
 from gpt_lightning import files
-from gpt_lightning.callbacks.steps import ends_step
 from gpt_lightning.data.batches import micro_step_tokens
-from gpt_lightning.run.fit import fit
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import say
 from gpt_lightning.tune.sweep.space import Space
-from gpt_lightning.tune.sweep.study import FINISHED, SweepStudy
-from gpt_lightning.tune.trials import LossCurve, horizon
+from gpt_lightning.tune.sweep.study import SweepStudy, lowest
+from gpt_lightning.tune.sweep.training import Score, train_rung
+from gpt_lightning.tune.trials import horizon
 
 WAIT_SECONDS = 0.5
-SAVES = 10  # checkpoints of a rung, from which it goes on
 Value = TypeVar("Value")
 
 
@@ -73,62 +69,10 @@ class Plan:
             "trainer.enable_progress_bar": False,
             "trainer.enable_checkpointing": True,
         }
-        if logger and logger.class_path.endswith(WandbLogger.__name__):
+        if getattr(logger, "class_path", "").endswith(WandbLogger.__name__):
             name = f"{self.group}-{config:04d}-rung-{rung + 1}"
             options |= {"trainer.logger.init_args.group": self.group, "trainer.logger.init_args.name": name}
         return stack.with_(options)
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a rung gives; the score is in bits per byte where there is a tokenizer, and infinite where it diverged."""
-
-    score: float
-    val_loss: float
-    tokens: int
-
-
-class Saves(Callback):
-    """Keep a checkpoint to go on from, so many times in a run, and tell `advance` the tokens seen."""
-
-    def __init__(self, path: Path, tokens: int, advance: Callable[[int], None]) -> None:
-        self.path, self.interval, self.advance = path, max(tokens // SAVES, 1), advance
-        self._saved = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._saved = pl_module.tokens_seen // self.interval
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not ends_step(trainer, batch_idx):
-            return
-        self.advance(pl_module.tokens_seen)
-        reached = pl_module.tokens_seen // self.interval
-        if reached > self._saved and pl_module.tokens_seen < pl_module.max_tokens:
-            self._saved = reached
-            trainer.save_checkpoint(self.path)
-
-
-def train_rung(stack: Stack, advance: Callable[[int], None] = lambda tokens: None) -> Score:
-    """The run of a rung, from its beginning or from where it stopped."""
-    folder, tokens = Path(stack["run_dir"]), stack["max_tokens"]
-    curve = LossCurve()
-    saves = Saves(folder / "checkpoints" / "last.ckpt", tokens, advance)
-    summary: dict[str, Any] = {}
-    if (folder / "summary.json").is_file():  # it ended, and its worker died before it could say so
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    else:
-        try:
-            summary = fit(stack, [curve, saves])
-        except ValueError:
-            if not curve.diverged:
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    seen = summary.get("tokens", len(curve.losses) * stack["data.batch_tokens"])
-    val_loss = math.inf if curve.diverged else summary.get("val/loss", math.inf)
-    if not math.isfinite(val_loss):
-        return Score(math.inf, math.inf, seen)
-    return Score(summary.get("val/bits_per_byte", val_loss), val_loss, seen)
 
 
 class Worker:
@@ -156,6 +100,8 @@ class Worker:
             trial = self._take()
             taken = from_first(None if trial is None else (trial.user_attrs, self.plan.space.suggest(trial)))
             if taken is None:
+                if self.study is not None:
+                    self._drop_weights()  # of workers that died before they did
                 return
             known, point = taken
             if trial is None:
@@ -171,8 +117,9 @@ class Worker:
             return None
         while True:
             self.study.reap(say)
+            n_running = self.study.n_running  # first: what ends afterwards may let others go on
             trial = self.study.take()
-            if trial is not None or not self.study.n_running:
+            if trial is not None or not n_running:
                 return trial
             time.sleep(WAIT_SECONDS)
 
@@ -190,21 +137,21 @@ class Worker:
         if trial is not None:
             self._record(trial, [*scores, found.score], known.get("tokens", 0) + found.tokens, found)
             self.told(config, _words(rung, found))
-            self._drop_weights(config, rung)
+            self._drop_weights()
 
     def _advance(self, config: int, rung: int, tokens: int) -> None:
         self.advance(config, rung, tokens / self.plan.tokens[rung])
 
-    def _drop_weights(self, config: int, rung: int) -> None:
+    def _drop_weights(self) -> None:
         """Nothing goes on from a rung that has ended, so its checkpoints go; only the best of the last keeps them."""
         assert self.study is not None
-        if rung < len(self.plan.tokens) - 1:
-            files.remove(self.plan.run_folder(config, rung) / "checkpoints")
-            return
-        best = self.study.best
-        for number, other in self.study.configurations.items():
-            if other.state in FINISHED and (best is None or number != best.user_attrs["config"]):
-                files.remove(self.plan.run_folder(number, rung) / "checkpoints")
+        there = self.study.configurations
+        best, last = lowest(there.values()), len(self.plan.tokens) - 1
+        for number, trial in there.items():
+            n_ended = len(trial.user_attrs.get("scores", [])) + (trial.state == TrialState.FAIL)
+            for rung in range(min(n_ended, last + 1)):
+                if trial is not best or rung < last:
+                    files.remove(self.plan.run_folder(number, rung) / "checkpoints")
 
     def _record(self, trial: StudyTrial, scores: list[float], spent: int, found: Score) -> None:
         trial.set_user_attr("tokens", spent)

@@ -5,19 +5,21 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from gpt_lightning.tune.sweep import study as module
-from gpt_lightning.tune.sweep.study import SweepStudy, open_storage, sampler_of
+from gpt_lightning.tune.sweep.storage import open_storage
+from gpt_lightning.tune.sweep.study import SweepStudy, sampler_of
 
 N = 12
 
 
 def opened(folder, worker: int = 0) -> SweepStudy:
-    return SweepStudy(open_storage(folder, None), "s", sampler_of("tpe", 0, worker), "identity", 3, 3)
+    return SweepStudy(open_storage(folder, None), "s", partial(sampler_of, "tpe", worker), "identity", 3, 3)
 
 
 def end(study: SweepStudy, trial: optuna.Trial, score: float, last: bool = False) -> None:
@@ -38,7 +40,7 @@ def test_what_waits_is_taken_in_order_with_its_values_or_the_samplers(tmp_path):
 def test_a_study_of_another_identity_is_refused(tmp_path):
     opened(tmp_path)
     with pytest.raises(ValueError, match="study s holds trials of another stack or another space"):
-        SweepStudy(open_storage(tmp_path, None), "s", sampler_of("tpe", 0, 0), "other", 3, 3)
+        SweepStudy(open_storage(tmp_path, None), "s", partial(sampler_of, "tpe", 0), "other", 3, 3)
 
 
 def test_who_goes_on_waits_once_with_what_it_reached_though_two_workers_say_so(tmp_path):
@@ -128,14 +130,14 @@ def test_a_grpc_proxy_serves_two_clients(tmp_path):
     server = f"""
 from optuna.storages import run_grpc_proxy_server
 from pathlib import Path
-from gpt_lightning.tune.sweep.study import open_storage
+from gpt_lightning.tune.sweep.storage import open_storage
 run_grpc_proxy_server(open_storage(Path({str(tmp_path)!r}), None), host="localhost", port={port})
 """
     process = subprocess.Popen([sys.executable, "-c", server], stderr=subprocess.DEVNULL)
     try:
+        url = f"grpc://localhost:{port}"
         clients = [
-            SweepStudy(open_storage(tmp_path, f"grpc://localhost:{port}"), "s", sampler_of("random", 0, i), "i", 3, 1)
-            for i in range(2)
+            SweepStudy(open_storage(tmp_path, url), "s", partial(sampler_of, "random", i), "i", 3, 1) for i in range(2)
         ]
         clients[0].enqueue([{}] * 4)
         taken = [clients[i % 2].take() for i in range(4)]
@@ -153,6 +155,60 @@ run_grpc_proxy_server(open_storage(Path({str(tmp_path)!r}), None), host="localho
 def test_a_storage_that_is_not_there_is_one_line(tmp_path, url, monkeypatch):
     if url.startswith("grpc"):
         pytest.importorskip("grpc")
-        monkeypatch.setattr(module, "GRPC_SECONDS", 1)
+        monkeypatch.setattr("gpt_lightning.tune.sweep.storage.GRPC_SECONDS", 1)
     with pytest.raises(ValueError, match=f"tune.storage {url}: "):
         open_storage(tmp_path, url)
+
+
+def test_an_rdb_keeps_a_study_too(tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    one, two = (SweepStudy(open_storage(tmp_path, url), "s", partial(sampler_of, "tpe", 0), "i", 3, 1) for _ in "ab")
+    one.enqueue([{"x": 0.5}, {}])
+    assert [study.take().user_attrs["config"] for study in (two, one)] == [0, 1] and two.take() is None
+
+
+def test_a_trial_at_work_on_its_next_rung_still_counts_in_the_one_below(tmp_path):
+    study = opened(tmp_path)
+    study.enqueue([{"x": 0.1 * i} for i in range(9)])
+    for number in range(9):
+        end(study, study.take(), float(number))
+    assert [study.take().user_attrs["config"] for _ in range(3)] == [0, 1, 2]
+    assert study.take() is None, "three of nine go on, and no fourth while they are at work"
+
+
+def test_a_worker_that_dies_before_it_has_told_its_score_does_not_promote_it(tmp_path):
+    study = opened(tmp_path)
+    study.enqueue([{"x": 0.5}])
+    trial = study.take()
+    with study.alive(trial):
+        trial.suggest_float("x", 0, 1)
+    trial.set_user_attr("host", "elsewhere")
+    trial.set_user_attr("scores", [9.0])
+    trial.set_user_attr("tokens", 100)
+    time.sleep(0.2)
+    study.reap(lambda words: None, seconds=0.01)
+    again = study.take()
+    assert again.user_attrs["scores"] == [] and again.user_attrs["tokens"] == 0 and again.user_attrs["from"] == 0
+
+
+def test_a_trial_that_was_told_dead_by_a_worker_that_died_waits_again(tmp_path):
+    study, said = opened(tmp_path), []
+    study.enqueue([{"x": 0.5}])
+    trial = study.take()
+    study.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    study.reap(said.append)
+    assert len(said) == 1 and study.take().suggest_float("x", 0, 1) == 0.5
+
+
+def test_a_killed_worker_leaves_no_lock_on_the_journal(tmp_path):
+    opened(tmp_path).enqueue([{"x": 0.5}])
+    script = f"""
+import os, signal
+from pathlib import Path
+from gpt_lightning.tune.sweep.storage import _Lock
+lock = _Lock(Path({str(tmp_path)!r}) / ".journal.lock")
+lock.acquire()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", script], check=False)
+    assert opened(tmp_path).take().user_attrs["config"] == 0
