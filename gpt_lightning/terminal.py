@@ -1,5 +1,6 @@
 """What the user reads: lines, tables, bars, short numbers, and errors of one line."""
 
+import argparse
 import contextlib
 import logging
 import sys
@@ -28,6 +29,13 @@ def say(line: str) -> None:
 def console(stderr: bool = False) -> Console:
     """A Rich console that prints tables and lines as they are."""
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a verb with a few flags of its own; what is wrong with them is one line, printed by cli.py."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise ValueError(message)
 
 
 class Bars(Progress):

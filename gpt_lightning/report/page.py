@@ -5,7 +5,6 @@
 Tables are sortable, curves go over tokens, seconds or FLOPs; the page (page.html) holds its figures, styles and script.
 """
 
-import argparse
 import base64
 import io
 import math
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gpt_lightning import files
 from gpt_lightning.report.runs import RunFolder, config_differences, curves, find_runs, last_sample, runs_table
 from gpt_lightning.report.studies import Study, find_studies
+from gpt_lightning.terminal import Parser
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,14 +27,9 @@ N_SAMPLES = 3
 N_COLUMNS = 12  # runs beside each other in the table of settings
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]  # one line, printed by cli.py
-        raise ValueError(message)
-
-
 def main(argv: list[str], about: str = "") -> int:
     """The verb `report`."""
-    parser = _Parser(prog="gpt-lightning report", description=about or None, allow_abbrev=False)
+    parser = Parser(prog="gpt-lightning report", description=about or None, allow_abbrev=False)
     parser.add_argument("paths", nargs="*", default=["runs"], help="folders with runs and studies at any depth; runs")
     parser.add_argument("--output", default="report.html", metavar="FILE", help="the page; report.html")
     parser.add_argument("--metric", default=None, choices=METRICS, help="what is best; bits per byte where all have it")

@@ -4,9 +4,10 @@ An imported model becomes a run like any other: generate from it, score it, or t
 config.yaml under your own settings, `fit --config runs/gpt2/config.yaml --data.corpus my.txt`.
 """
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gpt_lightning.terminal import Parser
 
 if TYPE_CHECKING:
     from gpt_lightning.model.gpt import GPTConfig
@@ -17,14 +18,9 @@ CONFIG_HEADER = """\
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]  # one line, printed by cli.py
-        raise ValueError(message)
-
-
 def export_main(argv: list[str], about: str = "") -> int:
     """The verb `export`."""
-    parser = _Parser(
+    parser = Parser(
         prog="gpt-lightning export",
         description=about or None,
         epilog="Written as the family that holds the model: GPT-2, GPT-Neo, Llama, Qwen3, GPT-NeoX, Mistral or "
@@ -50,7 +46,7 @@ def export_main(argv: list[str], about: str = "") -> int:
 
 def import_main(argv: list[str], about: str = "") -> int:
     """The verb `import`."""
-    parser = _Parser(
+    parser = Parser(
         prog="gpt-lightning import",
         description=about or None,
         epilog="Reads GPT-2, GPT-Neo, Llama, Qwen3, GPT-NeoX, Mistral, Ministral and NanoChat where their settings are "

@@ -9,7 +9,6 @@ best/         README.md (model card)  selected.json  config.yaml  tokenizer.json
               alone)  huggingface/ where a family there holds the model
 """
 
-import argparse
 import json
 import shutil
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gpt_lightning import files
-from gpt_lightning.terminal import console, say
+from gpt_lightning.terminal import Parser, console, say
 
 if TYPE_CHECKING:
     from gpt_lightning.report.runs import RunFolder
@@ -35,11 +34,6 @@ ALONE = {  # a run of any strategy is scored here
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]  # one line, printed by cli.py
-        raise ValueError(message)
-
-
 @dataclass(frozen=True)
 class Candidate:
     """A run that may be chosen. recorded: the lowest in its metrics.csv; scored: on the whole validation split."""
@@ -51,7 +45,7 @@ class Candidate:
 
 def main(argv: list[str], about: str = "") -> int:
     """The verb `report select`."""
-    parser = _Parser(prog="gpt-lightning report select", description=about or None, allow_abbrev=False)
+    parser = Parser(prog="gpt-lightning report select", description=about or None, allow_abbrev=False)
     parser.add_argument("paths", nargs="*", default=["runs"], help="folders with runs at any depth; runs")
     parser.add_argument("--output", default="best", metavar="FOLDER", help="new folder; best")
     parser.add_argument("--metric", default=METRICS[0], choices=METRICS, help=f"what is to be lowest; {METRICS[0]}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from gpt_lightning.serve.decoder import TextDecoder
+from gpt_lightning.terminal import Parser
 
 if TYPE_CHECKING:
     from gpt_lightning.data.characters import AnyTokenizer
@@ -139,13 +140,8 @@ def load(path: str | Path, block: "MakeBlock | str | None" = None, weights: str 
     return TextGenerator(prepare(gpt, weights), tokenizer)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]  # one line, printed by cli.py
-        raise ValueError(message)
-
-
-def _parser(about: str) -> _Parser:
-    parser = _Parser(
+def _parser(about: str) -> Parser:
+    parser = Parser(
         prog="gpt-lightning generate",
         description=about or None,
         epilog="One prompt streams to the terminal; several are written as one batch, under headers.",

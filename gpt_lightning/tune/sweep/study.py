@@ -33,7 +33,6 @@ from gpt_lightning.tune.sweep.rungs import promoted
 
 BEAT_SECONDS = 10.0
 DEAD_AFTER = 6  # beats that were missed, where the worker's process cannot be looked at
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def sampler_of(name: str, seed: int, n_trials: int) -> BaseSampler:
@@ -92,11 +91,6 @@ class SweepStudy:
         """The newest trial of each configuration."""
         found = [trial for trial in self.trials if "config" in trial.user_attrs and "second" not in trial.user_attrs]
         return {trial.user_attrs["config"]: trial for trial in found}
-
-    @property
-    def best(self) -> FrozenTrial | None:
-        """The lowest of those that ended the last rung."""
-        return lowest(self.configurations.values())
 
     def enqueue(self, points: Sequence[dict[str, Any]]) -> None:
         """Let these wait, after what there is; an empty point is filled in by the sampler."""

@@ -148,7 +148,9 @@ class Worker:
         there = self.study.configurations
         best, last = lowest(there.values()), len(self.plan.tokens) - 1
         for number, trial in there.items():
-            n_ended = len(trial.user_attrs.get("scores", [])) + (trial.state == TrialState.FAIL)
+            known = trial.user_attrs
+            gave_up = trial.state == TrialState.FAIL and "reason" in known
+            n_ended = len(known.get("scores", [])) + gave_up if trial.state.is_finished() else known["from"]
             for rung in range(min(n_ended, last + 1)):
                 if trial is not best or rung < last:
                     files.remove(self.plan.run_folder(number, rung) / "checkpoints")
