@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 
+class InUse(ValueError):
+    """Another process holds the folder."""
+
+
 class HashingFile:
     """A binary file that knows the SHA-256 of what was written to it; written from start to end, without seeking."""
 
@@ -132,13 +136,14 @@ def lock(path: Path, wait: bool = False, shared: bool = False) -> IO[str]:
 def claim(folder: Path, option: str, shared: bool = False) -> IO[str]:
     """Make `folder` and hold its lock until the returned file is closed; shared: with others that share it.
 
-    Raises ValueError, naming the `option` that chooses another one, when it is in use or cannot be written.
+    Raises InUse when another process holds it, ValueError when it cannot be written; both name the `option` that
+    chooses another one.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return lock(folder / ".lock", shared=shared)
     except BlockingIOError:
-        raise ValueError(f"{folder} is in use by another process; choose another {option}") from None
+        raise InUse(f"{folder} is in use by another process; choose another {option}") from None
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another {option}") from error
 

@@ -17,6 +17,7 @@ workers ten minutes, kill three.
 import argparse
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -80,9 +81,9 @@ MODERN: dict[str, Any] = {  # the quickstart's structure and optimizer
     "data": {**STACK["data"], "micro_batch_size": 8},
     "trainer": STACK["trainer"],
 }
-LADDER: dict[str, Any] = {  # in narrower heads, so that there are more sizes
+LADDER: dict[str, Any] = {  # in narrower heads, so that there are more sizes; seeds that nothing was chosen on
     **MODERN,
-    "max_tokens": 1_000_000,
+    **{"max_tokens": 1_000_000, "seed_everything": 1, "data": {**MODERN["data"], "seed": 1}},
     "model": {**MODERN["model"], "gpt": {**MODERN["model"]["gpt"], "n_heads": 20, "d_model": 160}},
 }
 console = Console(highlight=False, soft_wrap=True)
@@ -195,13 +196,14 @@ def _val_loss(folder: Path, found: dict[str, Any]) -> float:
 
 
 def workers(folder: Path) -> None:
-    """Two workers beside one."""
+    """Two workers beside one, always from the start."""
     ratios = []
     for turn in range(3):
         seconds = []
         for n in (1, 2):
+            shutil.rmtree(folder / f"workers-{n}-{turn}", ignore_errors=True)
             started = time.perf_counter()
-            swept(folder / f"workers-{n}-{turn}", workers=n, sampler="sobol", trials=9, tokens=100_000)
+            swept(folder / f"workers-{n}-{turn}", workers=n, sampler="sobol", tokens=200_000)
             seconds.append(time.perf_counter() - started)
         ratios.append(seconds[1] / seconds[0])
         console.print(f"one worker {seconds[0]:.0f} s, two {seconds[1]:.0f} s: {ratios[-1]:.2f}")
@@ -209,8 +211,10 @@ def workers(folder: Path) -> None:
 
 
 def kill(folder: Path) -> None:
-    """A sweep with a worker that dies beside one without."""
-    options: dict[str, Any] = {"sampler": "sobol", "trials": 9, "tokens": 100_000}
+    """A sweep with a worker that dies beside one without, both from the start."""
+    options: dict[str, Any] = {"sampler": "sobol", "trials": 9, "tokens": 200_000}
+    for name in ("left-alone", "killed"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     whole = swept(folder / "left-alone", **options)
     process = sweep(folder / "killed", **options)
     while len(list((folder / "killed").glob("trials/*/rung-*/checkpoints/last.ckpt"))) < 1 or not list(
@@ -276,7 +280,7 @@ def ladder(folder: Path) -> None:
     """A law of small runs, asked about a large one."""
     tuned(folder / "ladder-lr", "transfer", LADDER, [], widths=[16, 32, 48], tokens=100_000, val_tokens=VAL_TOKENS)
     carried = folder / "ladder-lr" / "tuned.yaml"
-    found = tuned(folder / "ladder", "ladder", LADDER, [carried], flops=3e12, share=0.8, val_tokens=VAL_TOKENS)
+    found = tuned(folder / "ladder", "ladder", LADDER, [carried], flops=4e12, share=1.6, val_tokens=VAL_TOKENS)
     overlays = [carried, folder / "ladder" / "tuned.yaml"]
     (loss,) = losses(folder / "ladder-target", overlays, folder / "ladder.yaml", 1)
     said = found["predicted_loss"]

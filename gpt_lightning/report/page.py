@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_lightning import files
-from gpt_lightning.report.runs import RunFolder, config_differences, curves, find_runs, last_sample, runs_table
+from gpt_lightning.report.runs import (
+    METRICS,
+    RunFolder,
+    config_differences,
+    curves,
+    find_runs,
+    last_sample,
+    runs_table,
+)
 from gpt_lightning.report.studies import Study, find_studies
 from gpt_lightning.terminal import Parser
 
@@ -21,7 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-METRICS = ("val/bits_per_byte", "val/loss")
 AXES = {"tokens": "tokens", "seconds": "seconds of training", "flops": "FLOPs"}
 N_SAMPLES = 3
 N_COLUMNS = 12  # runs beside each other in the table of settings

@@ -8,7 +8,7 @@ config_differences(runs)        settings that are not the same in all of them
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from gpt_lightning.report.metrics_csv import read_metrics
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+METRICS = ("val/bits_per_byte", "val/loss")  # that may decide which run is best
 SCORES = ("val/loss", "val/bits_per_byte", "train/loss")
 SIZES = ("n_params", "n_params_non_embedding", "tokens", "n_flops", "elapsed_seconds")
 NOT_SETTINGS = ("run_dir", "if_exists")
@@ -102,10 +103,18 @@ def last_sample(run: RunFolder) -> str:
 
 
 def _read(folder: Path) -> RunFolder:
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = read_file(folder / "config.yaml", yaml.safe_load)
     summary = folder / "summary.json"
-    known = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+    known = read_file(summary, json.loads) if summary.is_file() else {}
     return RunFolder(str(folder), folder, _flat(config if isinstance(config, Mapping) else {}), known)
+
+
+def read_file(path: Path, parse: Callable[[str], Any]) -> Any:
+    """What is in a JSON or YAML file. Raises ValueError naming the file when it is damaged."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:  # of JSON and of UTF-8 the first
+        raise ValueError(f"{path} is damaged ({error}); remove its folder, or name the others") from error
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

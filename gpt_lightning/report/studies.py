@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt_lightning.report.runs import read_file
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -48,7 +50,7 @@ def find_studies(paths: Iterable[str | Path]) -> list[Study]:
     """The finished folders of tuning verbs at `paths` or below, by name."""
     found: dict[Path, Study] = {}
     for path in (path for given in paths for path in sorted(Path(given).rglob("result.json"))):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_file(path, json.loads)
         if isinstance(result, dict) and "verb" in result:
             study = Study(str(path.parent), path.parent, result["verb"], result.get("recommendation", ""), result)
             found.setdefault(path.parent.resolve(), study)

@@ -46,7 +46,7 @@ ABSENT = object()
 DEVICES = tuple(setting.name for setting in fields(Devices))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stack:
     """All settings of a run. `stack["model.optim.lr"]` is one of them, by dotted name.
 

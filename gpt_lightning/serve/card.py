@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from gpt_lightning.model.flops import count_parameters, flops_per_token
+from gpt_lightning.model.own_block import block_spec
 from gpt_lightning.terminal import duration, short
 
 if TYPE_CHECKING:
@@ -58,8 +59,11 @@ all settings and trains it again: `gpt-lightning fit --config {{ folder }}/confi
 ```python
 import gpt_lightning as gl
 
-print(gl.load("{{ folder }}").generate("{{ prompt }}"))
+print(gl.load("{{ folder }}"{% if block %}, block="{{ block }}"{% endif %}).generate("{{ prompt }}"))
 ```
+{% if block %}
+Its block, `{{ block }}`, is not in this folder: Python must find it.
+{% endif -%}
 {% if huggingface %}
 As {{ huggingface }}, with Hugging Face transformers:
 
@@ -94,6 +98,7 @@ def model_card(selected: dict[str, Any], run: "Run", source: "RunFolder", folder
             optim=run.stack["model.optim"],
             prompt=run.stack["samples.prompt"] or "The ",
             folder=folder,
+            block=(block_spec(block) or {}).get("class_path") if block else None,
             **{key: value for key, value in selected.items() if key not in ("run",)},
         )
     )

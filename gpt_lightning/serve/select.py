@@ -3,7 +3,8 @@
 gpt-lightning report select runs --output best
 
 candidates    runs that kept a checkpoint, the lowest in their own metrics.csv first
-choice        the first few of them on the whole validation split: runs score themselves on parts that may differ
+choice        the first few of them on the whole validation split: runs score themselves on parts that may differ;
+              of another text, or in nats per token of another vocabulary, they are refused
 score         of the one that is chosen, on the test split, which nothing was chosen on
 best/         README.md (model card)  selected.json  config.yaml  tokenizer.json  checkpoints/best.ckpt (weights
               alone)  huggingface/ where a family there holds the model
@@ -19,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gpt_lightning import files
+from gpt_lightning.report.runs import METRICS
 from gpt_lightning.terminal import Parser, console, say
 
 if TYPE_CHECKING:
     from gpt_lightning.report.runs import RunFolder
+    from gpt_lightning.run.build import Run
     from gpt_lightning.run.stack import Stack
 
-METRICS = ("val/bits_per_byte", "val/loss")
 N_FINALISTS = 5
 STATE_OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks")
 ALONE = {  # a run of any strategy is scored here
@@ -65,9 +67,14 @@ def select(paths: Sequence[str | Path], output: Path, metric: str = METRICS[0]) 
     runs = find_runs(paths)
     candidates = _candidates(runs, metric)
     by_name = {run.name: run for run in runs}
-    finalists = []
+    finalists: list[tuple[Candidate, dict[str, float], Run]] = []
     for candidate in candidates[:N_FINALISTS]:
         scores, run = score(_stack(by_name[candidate.run]), "val")
+        if finalists and _scored_on(run, metric) != _scored_on(finalists[0][2], metric):
+            raise ValueError(
+                f"{finalists[0][0].run} and {candidate.run} have different validation splits, so {metric} does not say "
+                "which is better; give the folders of runs on one corpus"
+            )
         finalists.append((Candidate(candidate.run, candidate.recorded, scores[metric]), scores, run))
         say(f"{candidate.run}: {metric} {scores[metric]:.4f} on the whole validation split")
     finalists.sort(key=lambda finalist: finalist[1][metric])
@@ -111,6 +118,13 @@ def _candidates(runs: "Sequence[RunFolder]", metric: str) -> list[Candidate]:
     if without:
         say(f"{without} of {len(runs)} runs kept no checkpoint or have no {metric}: they cannot be chosen")
     return sorted(found, key=lambda candidate: candidate.recorded)
+
+
+def _scored_on(run: "Run", metric: str) -> list[Any]:
+    """What a score depends on beside the model: bytes of text, whatever the vocabulary, or the very tokens."""
+    corpora = run.data.val_corpora
+    text = [corpus.splits["val"].n_bytes for corpus in corpora]
+    return text if metric == METRICS[0] else [corpus.identity for corpus in corpora]
 
 
 def _stack(run: "RunFolder") -> "Stack":

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 IfExists = Literal["resume", "overwrite"]
 CONTENTS = (
     *("identity.json", "measured.jsonl", "result.json", "figure.png", "tuned.yaml", "trials"),
-    *("config.yaml", "journal.log", "next.yaml", "stack.yaml", "wandb_sweep.yaml", "workers"),  # of a sweep
+    *("config.yaml", "journal.log", "next.yaml", "wandb_stack.yaml", "wandb_sweep.yaml", "workers"),  # of a sweep
     "proxy.yaml",
 )
 

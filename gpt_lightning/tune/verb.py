@@ -94,8 +94,9 @@ class Verb:
                 result: Result = self.measure(Job(stack, settings, folder, bar))
             header = f"gpt-lightning {self.name}: {result.recommendation}\n{result.explanation}".rstrip()
             about_it = {"verb": self.name, "recommendation": result.recommendation}
-            folder.finish({**about_it, **result.to_dict()}, result.figure(), result.overlay(), header)
-        _report(result, folder.path)
+            overlay = result.overlay()
+            folder.finish({**about_it, **result.to_dict()}, result.figure(), overlay, header)
+        _report(result, f"; add --config {folder.path}/tuned.yaml" if overlay else "")
         return result, folder.path
 
     def __call__(self, arguments: Sequence[str], about: str = "") -> int:
@@ -103,11 +104,10 @@ class Verb:
         return 0 if self.passed(result) else 1
 
 
-def _report(result: Result, folder: Path) -> None:
-    """The table, what is known, and the recommendation last."""
+def _report(result: Result, how: str) -> None:
+    """The table, what is known, and the recommendation last, with what to do about it."""
     screen = console()
     screen.print(result.table())
     for line in filter(None, [*result.notes(), *result.explanation.splitlines()]):
         screen.print(line, markup=False)
-    how = f"; add --config {folder}/tuned.yaml" if result.overlay() else ""
     screen.print(f"recommendation: {result.recommendation}{how}", markup=False)

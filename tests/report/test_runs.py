@@ -1,6 +1,7 @@
 """Run folders and folders of tuning verbs as tables."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -79,3 +80,13 @@ def test_paths_without_runs_are_one_line(tmp_path, capsys, monkeypatch):
     assert lines[0].startswith("error: nowhere does not exist; expected a run folder")
     assert lines[1].startswith("error: no run and no study below ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "text"), [("config.yaml", "a: ["), ("summary.json", "{"), ("result.json", "{")])
+def test_a_damaged_file_is_named_in_one_line(folder, tmp_path, capsys, name, text):
+    shutil.copytree(folder / "a", tmp_path / "a")
+    (tmp_path / "a" / name).write_text(text)
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "report.html")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'a' / name} is damaged (") and "remove its folder" in line
+    assert not (tmp_path / "report.html").exists()

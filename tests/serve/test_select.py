@@ -105,3 +105,21 @@ def test_nothing_to_choose_from_and_a_folder_that_is_there_are_one_line(runs, ca
     assert lines[-1] == "error: of 3 runs none has both a checkpoint and val/bits_per_byte in its metrics.csv"
     assert not list(Path("best").iterdir()) and not Path("other").exists()
     assert yaml.safe_load((runs / "good" / "config.yaml").read_text())["run_dir"] == "runs/good"
+
+
+def test_runs_on_different_texts_are_not_compared(folder, capsys):
+    (folder / "other.txt").write_text("an other text, of other words " * 200)
+    for name in ("text.txt", "other.txt"):
+        gl.run([], {**TINY, "data.corpus": name, "run_dir": f"runs/{name[0]}"})
+    assert main(["report", "select", "--output", "best"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "have different validation splits, so val/bits_per_byte does not say which is better" in last
+    assert not Path("best").exists()
+
+
+def test_the_card_of_a_run_with_a_block_of_its_own_says_how_to_load_it(folder):
+    gl.run([], {**TINY, "data.corpus": "text.txt", "run_dir": "runs/a", "model.block": "tests.blocks.ParallelBlock"})
+    assert main(["report", "select", "--output", "best"]) == 0
+    (load,) = [line for line in Path("best/README.md").read_text().splitlines() if "gl.load" in line]
+    assert load.startswith('print(gl.load("best", block="tests.blocks.ParallelBlock").generate(')
+    assert eval(load.removeprefix("print(")[:-1], {"gl": gl})

@@ -1,17 +1,28 @@
-"""L(N, D) = E + A / N^a + B / D^b, fitted to runs of several sizes and lengths; intervals by bootstrap.
+"""The loss of N parameters after D tokens, L(N, D), fitted to runs of several sizes and lengths, with intervals.
 
-The fit minimises the Huber loss (1e-3) of log L, summed over runs, as Hoffmann et al. 2022 (arXiv 2203.15556, approach
+    L = E + ((A / N^a)^p + (B / D^b)^p)^(1/p)    p = 1:    Hoffmann et al. 2022 (arXiv 2203.15556): size and length add
+                                                 p = 1/b:  Kaplan et al. 2020 (arXiv 2001.08361), there without E: the
+                                                           one that is short of holds the other back
+
+Both are fitted, and the one that fits better is taken: with short runs of tiny models the second, by far. E, the loss
+that no size and no length gets below, is not told by runs that end far above it, and a fit that is free to choose takes
+whatever suits the noise. So it is held to what is known of text, `most`: where runs ask for more than that, E is half
+of it, and anything up to it in the interval.
+
+The fit minimises the Huber loss of log L, summed over runs, as Hoffmann et al. 2022 (arXiv 2203.15556, approach
 3); averaged, the optimizer stops early and the exponents come out wrong (Besiroglu et al. 2024, arXiv 2404.10102). It
 goes downhill from many starts at once (Levenberg-Marquardt with Huber's weights). The bootstrap draws the residuals
 anew, enlarged for what the fit has used up of them, and fits again: cases cannot be left out where there are so few.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-HUBER = 1e-3  # of log L
+HUBER = 5e-3  # of log L, about the noise of a run; a tenth of it suits hundreds of runs, and of ten forgets the half
+E, A, EXPONENT_A, B, EXPONENT_B, JOINED = range(6)  # columns of a row: log E, log A, a, log B, b, 1 where p is 1/b
+LEAST_E = 1e-6
 N_NUMBERS = 5  # of the law
 DRAWS = 300
 STEPS, STEPS_OF_DRAWS = 150, 40  # downhill; draws start where the fit ended
@@ -31,7 +42,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Law:
-    """One fit, and those of the bootstrap: rows of log E, log A, a, log B, b; A and B at the mean size and length.
+    """One fit, and those of the bootstrap, as rows; A and B at the mean size and length.
 
     centre: (log N, log D) of that mean. noise: residuals of log L, as the bootstrap drew them.
     """
@@ -59,10 +70,15 @@ class Law:
         first, *others = losses.argmin(axis=0).tolist()
         return first, others
 
+    @property
+    def joined(self) -> bool:
+        """Whether p is 1/b, and not 1."""
+        return bool(self.best[JOINED])
+
     def numbers(self) -> dict[str, Interval]:
         """E, A, B and the exponents a, b."""
         rows = np.vstack([self.best, self.draws])
-        e, log_a, a, log_b, b = rows.T
+        e, log_a, a, log_b, b, _ = rows.T
         log_n, log_d = self.centre
         with np.errstate(over="ignore"):
             found = {"E": np.exp(e), "A": np.exp(log_a + a * log_n), "B": np.exp(log_b + b * log_d), "a": a, "b": b}
@@ -73,8 +89,17 @@ class Law:
         return _log_loss(rows, x)[:, 0]
 
 
-def fit_law(n_params: Sequence[float], n_tokens: Sequence[float], losses: Sequence[float], seed: int = 0) -> Law:
-    """The law of these runs. Raises ValueError for fewer runs than it has numbers, or runs of one size or length."""
+def fit_law(
+    n_params: Sequence[float],
+    n_tokens: Sequence[float],
+    losses: Sequence[float],
+    most: float | None = None,
+    seed: int = 0,
+) -> Law:
+    """The law of these runs. most: what E cannot exceed, in nats per token, if that is known.
+
+    Raises ValueError for fewer runs than it has numbers, or runs of one size or length.
+    """
     if len(losses) <= N_NUMBERS or len(set(n_params)) < 3 or len(set(n_tokens)) < 3:
         raise ValueError(
             f"{len(losses)} runs of {len(set(n_params))} sizes and {len(set(n_tokens))} lengths; a law of {N_NUMBERS} "
@@ -83,37 +108,70 @@ def fit_law(n_params: Sequence[float], n_tokens: Sequence[float], losses: Sequen
     x = np.log(np.column_stack([n_params, n_tokens]).astype(float))
     centre = x.mean(axis=0)
     x, y = x - centre, np.log(np.asarray(losses, float))
+    random = np.random.default_rng(seed)
     starts = _starts(y)
-    rows, costs = _descend(starts, x, np.broadcast_to(y, (len(starts), len(y))))
-    best = rows[costs.argmin()]
+    forms = _best_of_forms(*_descend(starts, x, _same(y, starts)))
+    held = most if most is not None and np.exp(forms[0, E]) > most else None
+    if held:
+        starts[:, E] = np.log(held / 2)
+        forms = _best_of_forms(*_descend(starts, x, _same(y, starts), hold_e=True))
+    best = forms[0]
     fitted = _log_loss(best[None], x)[0]
     residuals = (y - fitted) * np.sqrt(len(y) / (len(y) - N_NUMBERS))
-    random = np.random.default_rng(seed)
-    spread = random.normal(0, LEAST_NOISE, (DRAWS, len(y)))
-    again = fitted + random.choice(np.concatenate([residuals, -residuals]), (DRAWS, len(y))) + spread
-    draws, _ = _descend(np.broadcast_to(best, (DRAWS, N_NUMBERS)), x, again, STEPS_OF_DRAWS)
     noise = np.concatenate([residuals, -residuals])
-    return Law(best, draws, (float(centre[0]), float(centre[1])), noise)
+    again = fitted + random.choice(noise, (DRAWS, len(y))) + random.normal(0, LEAST_NOISE, (DRAWS, len(y)))
+    draws = np.repeat(forms, DRAWS, axis=0)  # of each form, on the same data
+    if held:
+        draws[:, E] = np.log(np.tile(random.uniform(LEAST_E, held, DRAWS), len(forms)))
+    ends, costs = _descend(draws, x, np.tile(again, (len(forms), 1)), STEPS_OF_DRAWS, hold_e=held is not None)
+    better = costs.reshape(len(forms), DRAWS).argmin(axis=0)
+    kept = ends.reshape(len(forms), DRAWS, -1)[better, np.arange(DRAWS)]
+    return Law(best, kept, (float(centre[0]), float(centre[1])), noise)
+
+
+def _best_of_forms(rows: Array, costs: Array) -> Array:
+    """The best row of each form, the better form first."""
+    order = costs.argsort()
+    firsts = [next(i for i in order if rows[i, JOINED] == form) for form in (0.0, 1.0)]
+    return rows[sorted(firsts, key=lambda i: costs[i])]
+
+
+def _same(y: Array, rows: Array) -> Array:
+    return np.broadcast_to(y, (len(rows), len(y)))
 
 
 def _log_loss(rows: Array, x: Array) -> Array:
     """Log L [rows, runs] at centred (log N, log D) `x` [runs, 2]."""
-    return np.logaddexp.reduce(_terms(rows, x), axis=-1)
+    return _with_slopes(rows, x)[0]
 
 
-def _terms(rows: Array, x: Array) -> Array:
-    """Logarithms of the three summands [rows, runs, 3]."""
-    e, log_a, a, log_b, b = (rows[:, i, None] for i in range(N_NUMBERS))
-    return np.stack([np.broadcast_to(e, (len(rows), len(x))), log_a - a * x[:, 0], log_b - b * x[:, 1]], axis=-1)
+def _with_slopes(rows: Array, x: Array) -> tuple[Array, Array]:
+    """Log L [rows, runs], and its derivatives by the five numbers [rows, runs, 5]."""
+    e, log_a, a, log_b, b, joined = (rows[:, i, None] for i in range(rows.shape[1]))
+    p = np.where(joined > 0, 1 / b, 1.0)
+    size, length = log_a - a * x[:, 0], log_b - b * x[:, 1]
+    both = np.logaddexp(p * size, p * length) / p  # log of what N and D leave above E
+    of_size = np.exp(p * (size - both))
+    by_p = (of_size * size + (1 - of_size) * length - both) / p
+    log_loss = np.logaddexp(e, both)
+    above = np.exp(both - log_loss)
+    by_b = -(1 - of_size) * x[:, 1] - np.where(joined > 0, by_p / b**2, 0.0)
+    slopes = [1 - above, above * of_size, -above * of_size * x[:, 0], above * (1 - of_size), above * by_b]
+    return log_loss, np.stack(slopes, axis=-1)
 
 
 def _starts(y: Array) -> Array:
-    """Many shares of the three summands at the centre, and exponents."""
+    """Many shares of the three summands at the centre, exponents, and both forms."""
     shares = [(e, (1 - e) * s, (1 - e) * (1 - s)) for e in (0.05, 0.3, 0.6, 0.85) for s in (0.2, 0.5, 0.8)]
     exponents = [(a, b) for a in (0.15, 0.35, 0.7) for b in (0.15, 0.35, 0.7)]
     middle = y.mean()
     return np.array(
-        [(middle + np.log(e), middle + np.log(n), a, middle + np.log(d), b) for e, n, d in shares for a, b in exponents]
+        [
+            (middle + np.log(e), middle + np.log(n), a, middle + np.log(d), b, form)
+            for e, n, d in shares
+            for a, b in exponents
+            for form in (0.0, 1.0)
+        ]
     )
 
 
@@ -122,28 +180,30 @@ def _huber(residuals: Array) -> Array:
     return np.where(size < HUBER, 0.5 * size**2, HUBER * (size - 0.5 * HUBER)).sum(axis=-1)
 
 
-def _descend(rows: Array, x: Array, y: Array, steps: int = STEPS) -> tuple[Array, Array]:
-    """Each row goes down to a minimum for its own y [rows, runs]; rows and what they cost."""
+def _descend(rows: Array, x: Array, y: Array, steps: int = STEPS, hold_e: bool = False) -> tuple[Array, Array]:
+    """Each row goes down to a minimum for its own y [rows, runs], its E as it is or not; rows and what they cost."""
     rows, damping = np.array(rows), np.full(len(rows), 1e-2)
-    cost: Callable[[Array], Array] = lambda there: _huber(_log_loss(there, x) - y)  # noqa: E731
-    costs = cost(rows)
+    log_loss, slopes = _with_slopes(rows, x)
+    costs = _huber(log_loss - y)
     for _ in range(steps):
-        terms = _terms(rows, x)
-        residuals = np.logaddexp.reduce(terms, axis=-1) - y
-        share = np.exp(terms - np.logaddexp.reduce(terms, axis=-1, keepdims=True))
-        slopes = np.stack(
-            [share[..., 0], share[..., 1], -share[..., 1] * x[:, 0], share[..., 2], -share[..., 2] * x[:, 1]], axis=-1
-        )
+        if hold_e:
+            slopes[..., E] = 0.0
+        residuals = log_loss - y
         weights = HUBER / np.maximum(np.abs(residuals), HUBER)
         gradient = np.einsum("rn,rni->ri", weights * residuals, slopes)
         curvature = np.einsum("rn,rni,rnj->rij", weights, slopes, slopes)
         diagonal = np.einsum("rii->ri", curvature)
         curvature = curvature + (damping[:, None] * (diagonal + 1e-9))[..., None] * np.eye(N_NUMBERS)
         step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
-        there = rows - np.clip(step, -1.0, 1.0)
-        there[:, [2, 4]] = there[:, [2, 4]].clip(LOWEST, HIGHEST)
-        there_costs = cost(there)
-        better = there_costs < costs
-        rows, costs = np.where(better[:, None], there, rows), np.where(better, there_costs, costs)
+        there = rows.copy()
+        there[:, :N_NUMBERS] -= np.clip(step, -1.0, 1.0)
+        there[:, E] = np.maximum(there[:, E], np.log(LEAST_E))
+        there[:, [EXPONENT_A, EXPONENT_B]] = there[:, [EXPONENT_A, EXPONENT_B]].clip(LOWEST, HIGHEST)
+        log_loss_there, slopes_there = _with_slopes(there, x)
+        costs_there = _huber(log_loss_there - y)
+        better = costs_there < costs
+        rows, costs = np.where(better[:, None], there, rows), np.where(better, costs_there, costs)
+        log_loss = np.where(better[:, None], log_loss_there, log_loss)
+        slopes = np.where(better[:, None, None], slopes_there, slopes)
         damping = np.clip(np.where(better, damping / 3, damping * 4), 1e-9, 1e9)
     return rows, costs

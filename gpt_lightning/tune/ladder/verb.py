@@ -21,6 +21,8 @@ from gpt_lightning.tune.suggest.verb import epochs
 from gpt_lightning.tune.trials import identity, open_corpora, train
 from gpt_lightning.tune.verb import Job, Verb
 
+REACHED = 0.72  # bits per byte of GPT-3 on the Pile (Gao et al. 2020, arXiv 2101.00027): text itself has no more
+
 
 @dataclass(frozen=True)
 class LadderConfig:
@@ -68,7 +70,9 @@ def tune_ladder(job: Job) -> LadderResult:
         job.progress.update(bar, description=rung.key)
         runs.append(LadderRun(rung, **job.measured(rung.key, partial(_trained, stack, rung, settings))))
         job.progress.advance(bar, rung.flops)
-    law = fit_law([r.n_params for r in runs], [r.tokens for r in runs], [r.loss for r in runs])
+    bits = runs[0].bits_per_byte
+    most = None if bits is None else REACHED * runs[0].loss / bits
+    law = fit_law([r.n_params for r in runs], [r.tokens for r in runs], [r.loss for r in runs], most)
     return LadderResult(stack, own, sizes, runs, law, flops, epochs(stack, open_corpora(stack)[0], 1.0))
 
 

@@ -40,16 +40,10 @@ def _parallel(axes: Axes, entries: list[Any], trials: list[Any], best: Any) -> N
     first = sorted(trial.scores[0] for trial in trials)
     low, high = (first[0], first[len(first) * 3 // 4]) if first else (0.0, 1.0)
     for trial in sorted(trials, key=lambda t: -t.scores[0]):
-        places = [
-            (i, _share(entry, trial.point[entry.name])) for i, entry in enumerate(entries) if entry.name in trial.point
-        ]
         share = min((trial.scores[0] - low) / max(high - low, 1e-9), 1.0)
-        axes.plot(*zip(*places, strict=True), color=colors(1 - share), alpha=0.35 + 0.5 * (1 - share), linewidth=1.2)
+        _line(axes, entries, trial, color=colors(1 - share), alpha=0.35 + 0.5 * (1 - share), linewidth=1.2)
     if best is not None:
-        places = [
-            (i, _share(entry, best.point[entry.name])) for i, entry in enumerate(entries) if entry.name in best.point
-        ]
-        axes.plot(*zip(*places, strict=True), color=BEST, linewidth=2.5)
+        _line(axes, entries, best, color=BEST, linewidth=2.5)
     axes.set_xticks(range(len(entries)), [entry.short for entry in entries])
     axes.set_ylim(-0.08, 1.08)
     axes.set_yticks([])
@@ -59,6 +53,12 @@ def _parallel(axes: Axes, entries: list[Any], trials: list[Any], best: Any) -> N
             axes.annotate(text, (i, place), textcoords="offset points", xytext=(4, 0), fontsize=8, color="#555555")
     red = f"; red: the best, {best.number}" if best else ""
     axes.set_title(f"every trial; the lighter the line, the higher its score after the first rung{red}")
+
+
+def _line(axes: Axes, entries: list[Any], trial: Any, **style: Any) -> None:
+    """A trial over the settings that it has."""
+    there = [(i, entry) for i, entry in enumerate(entries) if entry.name in trial.point]
+    axes.plot([i for i, _ in there], [_share(entry, trial.point[entry.name]) for _, entry in there], **style)
 
 
 def _slice(axes: Axes, entry: Any, trials: list[Any], result: Any) -> None:

@@ -90,7 +90,7 @@ class SweepResult:
     def own(self) -> SweepTrial | None:
         """That of the stack as it is, if the space holds it; it comes first."""
         first = self.trials[0] if self.trials else None
-        return first if first and first.point == self.plan.space.of(self.plan.stack) else None
+        return first if first and first.point == self.plan.own else None
 
     @property
     def tokens(self) -> int:

@@ -1,8 +1,14 @@
-"""Where a study is kept: a journal file in its folder, an RDB, or behind a gRPC proxy."""
+"""Where a study is kept: a journal file in its folder, an RDB, or behind a gRPC proxy.
 
+The proxy is a process of its own beside the database or the journal, which `PROXY` starts.
+"""
+
+import contextlib
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -12,6 +18,7 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from gpt_lightning import files
 
 GRPC_SECONDS = 30
+PROXY = "from optuna.storages import *; run_grpc_proxy_server(RDBStorage('sqlite:///study.db'), host='0.0.0.0')"
 
 
 class _Lock(BaseJournalFileLock):
@@ -52,4 +59,24 @@ def open_storage(folder: Path, url: str | None) -> BaseStorage:
             f"tune.storage {url}: {error}; pip install 'gpt-lightning[grpc]', or the database's driver"
         ) from error
     except Exception as error:
-        raise ValueError(f"tune.storage {url}: {' '.join(str(error).split())}") from error
+        start = f'; is the proxy there? python -c "{PROXY}" starts one' if url.startswith("grpc://") else ""
+        raise ValueError(f"tune.storage {url}: {_in_words(error)}{start}") from error
+
+
+@contextlib.contextmanager
+def answering(url: str | None) -> Iterator[None]:
+    """Raise ValueError in place of what a storage raises that no longer answers."""
+    errors: list[Any] = [optuna.exceptions.StorageInternalError]
+    if "grpc" in sys.modules:
+        errors.append(sys.modules["grpc"].RpcError)
+    try:
+        yield
+    except tuple(errors) as error:
+        raise ValueError(
+            f"tune.storage {url} no longer answers ({_in_words(error)}); when it does, the same command goes on"
+        ) from error
+
+
+def _in_words(error: BaseException) -> str:
+    details = getattr(error, "details", None)  # of gRPC's, which say a page otherwise
+    return " ".join(str(details() if details else error).split())

@@ -17,6 +17,7 @@ later one).
 import contextlib
 import importlib.util
 import os
+import secrets
 import socket
 import threading
 import time
@@ -73,6 +74,7 @@ class SweepStudy:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             self.study = optuna.create_study(storage=storage, study_name=name)
+            self.study.set_user_attr("key", secrets.token_hex(3))
             self.study.set_user_attr("identity", identity)
         except optuna.exceptions.DuplicatedStudyError:
             self.study = optuna.load_study(study_name=name, storage=storage)
@@ -80,6 +82,11 @@ class SweepStudy:
                 raise ValueError(
                     f"study {name} holds trials of another stack or another space; choose another --tune.dir"
                 ) from None
+
+    @property
+    def key(self) -> str:
+        """Tells it from other studies of its name."""
+        return str(self.study.user_attrs["key"])
 
     @property
     def trials(self) -> list[FrozenTrial]:

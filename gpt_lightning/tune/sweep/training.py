@@ -55,7 +55,9 @@ def train_rung(stack: Stack, advance: Callable[[int], None] = lambda tokens: Non
     """The run of a rung, from its beginning or from where it stopped; kept in its folder, should its worker die."""
     path = Path(stack["run_dir"]) / "score.json"
     if path.is_file():
-        return Score(**json.loads(path.read_text(encoding="utf-8")))
+        known = json.loads(path.read_text(encoding="utf-8"))
+        score, val_loss = (math.inf if known[key] is None else known[key] for key in ("score", "val_loss"))
+        return Score(score, val_loss, known["tokens"])
     try:
         found = _trained(stack, advance)
     finally:
@@ -63,7 +65,8 @@ def train_rung(stack: Stack, advance: Callable[[int], None] = lambda tokens: Non
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     if int(os.environ.get("RANK", 0)) == 0:
-        files.write_text(path, json.dumps(asdict(found)) + "\n")
+        known = {key: value if math.isfinite(value) else None for key, value in asdict(found).items()}  # as JSON has it
+        files.write_text(path, json.dumps(known) + "\n")
     return found
 
 

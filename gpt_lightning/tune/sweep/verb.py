@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import torch
@@ -32,9 +32,9 @@ from gpt_lightning.tune.sweep.read_space import read_space
 from gpt_lightning.tune.sweep.result import SweepResult, read_trials
 from gpt_lightning.tune.sweep.rungs import rung_tokens
 from gpt_lightning.tune.sweep.space import Point, Space
-from gpt_lightning.tune.sweep.storage import open_storage
+from gpt_lightning.tune.sweep.storage import answering, open_storage
 from gpt_lightning.tune.sweep.study import SweepStudy, sampler_of
-from gpt_lightning.tune.sweep.wandb_sweep import wandb_sweep
+from gpt_lightning.tune.sweep.wandb_sweep import agents_stack, wandb_sweep
 from gpt_lightning.tune.sweep.worker import Plan, Worker, n_ranks
 from gpt_lightning.tune.trials import run_identity, stopped
 from gpt_lightning.tune.verb import Job, Verb
@@ -43,7 +43,7 @@ LEAST_STEPS = 20  # of a rung
 SECONDS_SHOWN = 2.0  # until the live table is read anew
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SweepConfig:
     """Train many runs over a search space, drop the worst early, and find the best."""
 
@@ -92,11 +92,12 @@ class SweepConfig:
 def tune_sweep(job: Job) -> SweepResult:
     """Train what waits, alone or beside other workers, and read what all have found."""
     settings, stack, folder = job.settings, job.stack, job.folder.path
-    space = read_space(stack, settings.space)
+    space = _space(stack, settings)
     plan = Plan(stack, space, _tokens(stack, settings), settings.val_tokens, folder, folder.name)
     is_first = int(os.environ.get("RANK", 0)) == 0
-    study = _open(job, plan) if is_first else None
     with ExitStack() as others:
+        others.enter_context(answering(settings.storage))
+        study = _open(job, plan) if is_first else None
         if study is not None:
             others.enter_context(start_workers(settings.workers, folder))
             _watch(job, plan, study)
@@ -104,12 +105,21 @@ def tune_sweep(job: Job) -> SweepResult:
             Worker(plan, study, _told(job), _advance(job)).work()
         except Preempted as stop:
             raise stopped(stop) from None
-    if study is None:
-        raise SystemExit(0)
-    result = SweepResult(read_trials(study, plan), plan, settings)
+        except KeyboardInterrupt as stop:
+            raise stopped(SystemExit()) from stop
+        if study is None:
+            raise SystemExit(0)
+        trials = read_trials(study, plan)
+    result = SweepResult(trials, plan, settings)
     with job.folder.turn():
         files.write_text(folder / "next.yaml", next_sweep(result))
     return result
+
+
+@lru_cache(maxsize=1)
+def _space(stack: Stack, settings: SweepConfig) -> Space:
+    """Tried value by value, it takes seconds; the identity of a sweep needs it, and the sweep."""
+    return read_space(stack, settings.space)
 
 
 def _tokens(stack: Stack, settings: SweepConfig) -> list[int]:
@@ -128,13 +138,13 @@ def _open(job: Job, plan: Plan) -> SweepStudy:
         sampler = partial(sampler_of, settings.sampler, settings.seed)
         text = json.dumps(identity(job.stack, settings), sort_keys=True)
         study = SweepStudy(storage, folder.name, sampler, text, settings.factor, settings.rungs)
-        points = list(_points(plan.space, job.stack, settings))
+        points = list(_points(plan, settings))
         n_there = len(study.configurations)
         study.enqueue(points[n_there:])
         own = {"tune": {**asdict(settings), "workers": 1, "if_exists": "resume"}}
         again = yaml.safe_dump({**job.stack.to_dict(), **own}, sort_keys=False)
         files.write_text(folder / "config.yaml", f"# gpt-lightning tune sweep --config {folder}/config.yaml\n{again}")
-        files.write_text(folder / "stack.yaml", job.stack.to_yaml())
+        files.write_text(folder / "wandb_stack.yaml", agents_stack(job.stack).to_yaml())
         files.write_text(folder / "wandb_sweep.yaml", wandb_sweep(plan, settings.factor))
     say(_plan_in_words(plan, settings.factor, max(len(points), n_there), n_there))
     return study
@@ -150,12 +160,12 @@ def _plan_in_words(plan: Plan, factor: int, n_trials: int, n_there: int) -> str:
     return f"{n_trials} trials{known} over {plan.space.n_dimensions} settings, {rungs} tokens: {cost}"
 
 
-def _points(space: Space, stack: Stack, settings: SweepConfig) -> Iterator[Point]:
+def _points(plan: Plan, settings: SweepConfig) -> Iterator[Point]:
     """Of every configuration: its values, or nothing where the sampler is to find them. The stack's own come first."""
+    space, own = plan.space, plan.own
     if settings.sampler == "grid":
         yield from space.grid()
         return
-    own = space.of(stack)
     n_others = settings.trials - (own is not None)
     if own is not None:
         yield own
@@ -199,7 +209,7 @@ def _advance(job: Job) -> Any:
 
 def identity(stack: Stack, settings: SweepConfig) -> dict[str, Any]:
     """What decides a trial's score: the stack, what is searched, how it is scored. Wrong spaces are refused here."""
-    space = read_space(stack, settings.space)
+    space = _space(stack, settings)
     overlays = {entry.name: repr(entry) for entry in space.all()}  # with what is in the files that it names
     kept = ("rungs", "factor", "tokens", "val_tokens", "sampler", "seed")
     found = {key: value for key, value in run_identity(stack).items() if key != "machine"}

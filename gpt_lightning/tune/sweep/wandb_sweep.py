@@ -3,9 +3,11 @@
 from typing import Any
 
 import yaml
+from lightning.pytorch.loggers import WandbLogger
 
+from gpt_lightning.run.stack import Stack
 from gpt_lightning.tune.sweep.space import Range
-from gpt_lightning.tune.sweep.worker import Plan
+from gpt_lightning.tune.sweep.worker import Plan, logs_to_wandb
 
 
 def wandb_sweep(plan: Plan, factor: int) -> str:
@@ -26,10 +28,14 @@ def wandb_sweep(plan: Plan, factor: int) -> str:
         "metric": {"name": "val/loss", "goal": "minimize"},
         "parameters": parameters,
         "early_terminate": {"type": "hyperband", "min_iter": 1, "eta": factor},
-        "command": [
-            *("gpt-lightning", "fit", "--config", f"{plan.folder}/stack.yaml"),
-            *("--config", "configs/logger/wandb.yaml", "--trainer.logger.init_args.offline", "false", "${args}"),
-        ],
+        "command": ["gpt-lightning", "fit", "--config", f"{plan.folder}/wandb_stack.yaml", "${args}"],
     }
     note = f"# Left out, for W&B knows no choice of overlays: {', '.join(left_out)}\n" if left_out else ""
     return f"# wandb sweep {plan.folder}/wandb_sweep.yaml\n{note}{yaml.safe_dump(sweep, sort_keys=False)}"
+
+
+def agents_stack(stack: Stack) -> Stack:
+    """What every run of an agent starts from: a folder of its own, and the server as its logger."""
+    logger = {"class_path": f"{WandbLogger.__module__}.{WandbLogger.__name__}"}
+    named = stack if logs_to_wandb(stack) else stack.with_({"trainer.logger": logger})
+    return named.with_({"run_dir": None, "trainer.logger.init_args.offline": False})

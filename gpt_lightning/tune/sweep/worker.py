@@ -10,12 +10,14 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from datetime import timedelta
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.loggers import WandbLogger
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial as StudyTrial
 from optuna.trial import TrialState
 from torch import distributed
@@ -24,12 +26,13 @@ from gpt_lightning import files
 from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import say
-from gpt_lightning.tune.sweep.space import Space
-from gpt_lightning.tune.sweep.study import SweepStudy, lowest
+from gpt_lightning.tune.sweep.space import Point, Space
+from gpt_lightning.tune.sweep.study import BEAT_SECONDS, SweepStudy, lowest
 from gpt_lightning.tune.sweep.training import Score, train_rung
 from gpt_lightning.tune.trials import horizon
 
 WAIT_SECONDS = 0.5
+LONGEST_TRIAL = timedelta(days=30)  # the other ranks of a worker wait as long as the first one waits for a trial
 Value = TypeVar("Value")
 
 
@@ -48,14 +51,18 @@ class Plan:
     folder: Path
     group: str
 
+    @cached_property
+    def own(self) -> Point | None:
+        """The point of the stack as it is, if the space holds it."""
+        return self.space.of(self.stack)
+
     def run_folder(self, config: int, rung: int) -> Path:
         return self.folder / "trials" / f"{config:04d}" / f"rung-{rung + 1}"
 
-    def rung_stack(self, stack: Stack, config: int, rung: int) -> Stack:
-        """The run of a rung: its horizon, one validation at its end, and a folder of its own."""
+    def rung_stack(self, stack: Stack, config: int, rung: int, key: str = "") -> Stack:
+        """The run of a rung: its horizon, one validation at its end, and a folder of its own. key: of the study."""
         tokens = self.tokens[rung]
         unit = micro_step_tokens(stack["data.micro_batch_size"], stack["data.context_length"], n_ranks())
-        logger = stack["trainer.logger"]
         alone = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
         options = {
             **(alone if n_ranks() == 1 else {}),
@@ -69,9 +76,10 @@ class Plan:
             "trainer.enable_progress_bar": False,
             "trainer.enable_checkpointing": True,
         }
-        if getattr(logger, "class_path", "").endswith(WandbLogger.__name__):
-            name = f"{self.group}-{config:04d}-rung-{rung + 1}"
-            options |= {"trainer.logger.init_args.group": self.group, "trainer.logger.init_args.name": name}
+        if logs_to_wandb(stack):
+            name = f"{self.group}-{config:04d}"
+            own = {"group": self.group, "name": name, "id": f"{name}-{key}"}  # to one run of W&B all rungs add
+            options |= {f"trainer.logger.init_args.{key}": value for key, value in own.items()}
         return stack.with_(options)
 
 
@@ -107,9 +115,7 @@ class Worker:
             if trial is None:
                 self._train(None, known, point)
             else:
-                assert self.study is not None
-                with self.study.alive(trial):
-                    self._train(trial, known, point)
+                self._train_ours(trial, known, point)
 
     def _take(self) -> StudyTrial | None:
         """The next trial; where all others are taken, what their workers leave, or what follows from what they find."""
@@ -123,16 +129,35 @@ class Worker:
                 return trial
             time.sleep(WAIT_SECONDS)
 
+    def _train_ours(self, trial: StudyTrial, known: dict[str, Any], point: dict[str, Any]) -> None:
+        """Train it as long as no other worker takes it for dead."""
+        assert self.study is not None
+        try:
+            with self.study.alive(trial):
+                self._train(trial, known, point)
+        except UpdateFinishedTrialError:
+            self.told(known["config"], "another worker has taken it over")
+
     def _train(self, trial: StudyTrial | None, known: dict[str, Any], point: dict[str, Any]) -> None:
         """The next rung of a trial."""
         config, scores = known["config"], list(known.get("scores", []))
         rung = len(scores)
         try:
             stack = self.plan.space.stack(self.plan.stack, point)
-            found = train_rung(self.plan.rung_stack(stack, config, rung), partial(self._advance, config, rung))
+            run = self.plan.rung_stack(stack, config, rung, self.study.key if self.study else "")
+            found = train_rung(run, partial(self._advance, config, rung))
+        except files.InUse:  # by a worker that was taken for dead
+            if trial is not None:
+                trial.study.tell(trial, state=TrialState.FAIL)  # without a reason: it waits again
+            if n_ranks() > 1:  # the others train, and wait for this one
+                raise
+            time.sleep(BEAT_SECONDS)
+            return
         except (ValueError, torch.cuda.OutOfMemoryError) as error:
             if trial is not None:
                 self._fail(trial, config, " ".join(str(error).split()))
+            if n_ranks() > 1 and not isinstance(error, ValueError):  # which comes to all ranks alike
+                raise
             return
         if trial is not None:
             self._record(trial, [*scores, found.score], known.get("tokens", 0) + found.tokens, found)
@@ -175,6 +200,11 @@ class Worker:
         self.told(config, f"failed: {reason}")
 
 
+def logs_to_wandb(stack: Stack) -> bool:
+    """Whether W&B is the stack's logger."""
+    return bool(getattr(stack["trainer.logger"], "class_path", "").endswith(WandbLogger.__name__))
+
+
 def n_ranks() -> int:
     """Processes that train one trial together."""
     return int(os.environ.get("WORLD_SIZE", 1))
@@ -184,11 +214,17 @@ def from_first(value: Value) -> Value:
     """The value that the first rank has, on all ranks."""
     if n_ranks() == 1:
         return value
+    box = [value]
+    distributed.broadcast_object_list(box, src=0, group=_patient_group())
+    return box[0]
+
+
+@cache
+def _patient_group() -> Any:
+    """All ranks, beside the group that trains, whose waits are to end soon where a rank has died."""
     if not distributed.is_initialized():
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    box = [value]
-    distributed.broadcast_object_list(box, src=0)
-    return box[0]
+    return distributed.new_group(backend="gloo", timeout=LONGEST_TRIAL)
 
 
 def _words(rung: int, found: Score) -> str:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -13,6 +14,7 @@ from optuna.trial import TrialState
 
 from gpt_lightning.tune.sweep.storage import open_storage
 from gpt_lightning.tune.sweep.study import SweepStudy, lowest, sampler_of
+from gpt_lightning.tune.sweep.worker import Worker
 
 N = 12
 
@@ -213,3 +215,34 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", script], check=False)
     assert opened(tmp_path).take().user_attrs["config"] == 0
+
+
+def test_weights_go_once_a_rung_is_told_and_never_before(tmp_path):
+    study = opened(tmp_path)
+    study.enqueue([{"x": 0.1 * i} for i in range(3)])
+    plan = SimpleNamespace(tokens=[1, 3, 9], run_folder=lambda config, rung: tmp_path / f"{config}-{rung}")
+    worker = Worker(plan, study)
+
+    def trained(trial, rung: int):
+        folder = plan.run_folder(trial.user_attrs["config"], rung) / "checkpoints"
+        folder.mkdir(parents=True)
+        return folder
+
+    for score in (3.0, 1.0, 2.0):
+        trial = study.take()
+        folder = trained(trial, 0)
+        trial.set_user_attr("scores", [score])  # another worker looks before the end is told
+        worker._drop_weights()
+        assert folder.is_dir()
+        study.study.tell(trial, state=TrialState.PRUNED)
+        worker._drop_weights()
+        assert not folder.is_dir()
+    for rung in (1, 2):
+        trial = study.take()
+        folder = trained(trial, rung)
+        trial.set_user_attr("scores", [1.0] * (rung + 1))
+        worker._drop_weights()
+        assert folder.is_dir()
+        study.study.tell(trial, 1.0 if rung == 2 else None, None if rung == 2 else TrialState.PRUNED)
+        worker._drop_weights()
+    assert [path.parent.name for path in tmp_path.glob("*/checkpoints")] == ["1-2"], "of the best run alone"

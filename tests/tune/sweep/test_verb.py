@@ -4,13 +4,17 @@ import json
 import math
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
+from optuna.trial import TrialState
 
 import gpt_lightning as gl
+from gpt_lightning import files
 from gpt_lightning.cli import main
 from gpt_lightning.run.stack import read_stack
-from gpt_lightning.tune.sweep import worker
+from gpt_lightning.tune.sweep import training, worker
+from gpt_lightning.tune.sweep.study import SweepStudy
 from gpt_lightning.tune.sweep.worker import Score
 from tests.fixtures import TINY, arguments
 
@@ -117,6 +121,88 @@ def test_divergence_is_a_result_and_a_combination_that_makes_no_run_a_reason(fol
     assert (
         "failed: " in printed and "d_model 14 is not divisible by n_heads 4" in printed and "diverged after" in printed
     )
+
+
+def test_a_trial_whose_folder_a_live_worker_still_has_waits_and_is_not_failed(folder, trained, monkeypatch):
+    scored, busy = worker.train_rung, ["0000/rung-1"] * 2
+
+    def in_use_at_first(stack, advance):
+        name = "/".join(Path(stack["run_dir"]).parts[-2:])
+        if name in busy:
+            busy.remove(name)
+            raise files.InUse(f"{name} is in use by another process")
+        return scored(stack, advance)
+
+    monkeypatch.setattr(worker, "train_rung", in_use_at_first)
+    monkeypatch.setattr(worker, "BEAT_SECONDS", 0.0)
+    assert sweep("--tune.trials=3", "--tune.rungs=1") == 0
+    assert busy == [] and [trial["state"] for trial in result()["trials"]] == ["ended"] * 3
+
+
+def test_a_worker_that_was_taken_for_dead_goes_on_with_another_trial(folder, trained, monkeypatch, capsys):
+    scored, taken = worker.train_rung, []
+    alive = SweepStudy.alive
+
+    def taken_over(self, trial, *rest):
+        taken.append((self.storage, trial._trial_id))
+        return alive(self, trial, *rest)
+
+    def taken_over_at_first(stack, advance):
+        if len(taken) == 1:
+            storage, trial = taken[0]
+            storage.set_trial_state_values(trial, TrialState.FAIL)
+        return scored(stack, advance)
+
+    monkeypatch.setattr(SweepStudy, "alive", taken_over)
+    monkeypatch.setattr(worker, "train_rung", taken_over_at_first)
+    assert sweep("--tune.trials=3", "--tune.rungs=1") == 0
+    assert "trial 0: another worker has taken it over" in capsys.readouterr().out
+    assert [trial["state"] for trial in result()["trials"]] == ["ended"] * 3
+
+
+def test_a_storage_that_no_longer_answers_and_ctrl_c_end_it_with_one_line(folder, trained, monkeypatch, capsys):
+    def broken(self):
+        raise optuna.exceptions.StorageInternalError("disk I/O error\n(background)")
+
+    def interrupted(stack, advance):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SweepStudy, "take", broken)
+        assert sweep("--tune.storage=sqlite:///study.db") == 2
+    said = "error: tune.storage sqlite:///study.db no longer answers (disk I/O error (background)); when it does, "
+    assert capsys.readouterr().err.splitlines()[-1] == said + "the same command goes on"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        patch.setattr(worker, "train_rung", interrupted)
+        sweep("--tune.storage=sqlite:///study.db")
+    assert capsys.readouterr().err.splitlines() == ["stopped by SIGINT; the same command goes on where it was"]
+    assert sweep("--tune.storage=sqlite:///study.db") == 0 and len(result()["trials"]) == 9
+
+
+def test_a_score_is_kept_as_json_has_it(folder, monkeypatch):
+    stack, _ = read_stack(arguments({**OPTIONS, "run_dir": "run"}), "fit")
+    Path("run").mkdir()
+    monkeypatch.setattr(training, "_trained", lambda *_: Score(math.inf, math.inf, 64))
+    for _ in range(2):
+        assert training.train_rung(stack) == Score(math.inf, math.inf, 64)
+    assert Path("run/score.json").read_text() == '{"score": null, "val_loss": null, "tokens": 64}\n'
+
+
+def test_the_sweep_for_a_wandb_server_calls_fit_with_what_it_searches(folder, trained):
+    assert sweep("--tune.trials=1", "--tune.rungs=1", "--run_dir=runs/mine") == 0
+    server = yaml.safe_load(Path("runs/sweep/wandb_sweep.yaml").read_text())
+    assert server["parameters"]["model.optim.lr"] == {"distribution": "log_uniform_values", "min": 1e-4, "max": 1.0}
+    assert server["parameters"]["data.batch_tokens"] == {"values": [32, 64]}
+    assert (
+        "# Left out, for W&B knows no choice of overlays: optimizer" in Path("runs/sweep/wandb_sweep.yaml").read_text()
+    )
+    program, verb, *words, args = server["command"]
+    assert (program, verb, args) == ("gpt-lightning", "fit", "${args}")
+    stack, _ = read_stack([*words, "--model.optim.lr=0.5", "--data.batch_tokens=64"], "fit")
+    assert stack["model.optim.lr"] == 0.5 and stack["max_tokens"] == OPTIONS["max_tokens"]
+    assert stack["run_dir"] is None, "each of the server's runs has a folder of its own"
+    logger = stack["trainer.logger"]
+    assert logger.class_path.endswith("WandbLogger") and logger.init_args.offline is False
 
 
 @pytest.mark.slow
