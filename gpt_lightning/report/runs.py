@@ -114,7 +114,7 @@ def read_file(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:  # of JSON and of UTF-8 the first
-        raise ValueError(f"{path} is damaged ({error}); remove its folder, or name the others") from error
+        raise ValueError(f"{path} is damaged ({error}); remove it, or name other folders") from error
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -66,12 +66,12 @@ def open_storage(folder: Path, url: str | None) -> BaseStorage:
 @contextlib.contextmanager
 def answering(url: str | None) -> Iterator[None]:
     """Raise ValueError in place of what a storage raises that no longer answers."""
-    errors: list[Any] = [optuna.exceptions.StorageInternalError]
-    if "grpc" in sys.modules:
-        errors.append(sys.modules["grpc"].RpcError)
     try:
         yield
-    except tuple(errors) as error:
+    except Exception as error:
+        grpc: Any = sys.modules.get("grpc")  # loaded late, and only where a proxy is used
+        if not isinstance(error, (optuna.exceptions.StorageInternalError, *([grpc.RpcError] if grpc else []))):
+            raise
         raise ValueError(
             f"tune.storage {url} no longer answers ({_in_words(error)}); when it does, the same command goes on"
         ) from error

@@ -86,7 +86,7 @@ class SweepStudy:
     @property
     def key(self) -> str:
         """Tells it from other studies of its name."""
-        return str(self.study.user_attrs["key"])
+        return str(self.study.user_attrs.get("key", ""))
 
     @property
     def trials(self) -> list[FrozenTrial]:

@@ -79,7 +79,7 @@ class Plan:
         if logs_to_wandb(stack):
             name = f"{self.group}-{config:04d}"
             own = {"group": self.group, "name": name, "id": f"{name}-{key}"}  # to one run of W&B all rungs add
-            options |= {f"trainer.logger.init_args.{key}": value for key, value in own.items()}
+            options |= {f"trainer.logger.init_args.{argument}": value for argument, value in own.items()}
         return stack.with_(options)
 
 
@@ -157,7 +157,7 @@ class Worker:
             if trial is not None:
                 self._fail(trial, config, " ".join(str(error).split()))
             if n_ranks() > 1 and not isinstance(error, ValueError):  # which comes to all ranks alike
-                raise
+                raise ValueError(f"trial {config} ran out of memory; the same command goes on with the next") from error
             return
         if trial is not None:
             self._record(trial, [*scores, found.score], known.get("tokens", 0) + found.tokens, found)

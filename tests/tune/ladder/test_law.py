@@ -62,6 +62,7 @@ def test_the_fit_costs_no_more_than_that_of_another_optimizer():
         optimizer.step(closure)
         lowest = min(lowest, cost(p).item())
     law = fit_law(n, d, losses)
+    assert not law.joined
     ours = torch.tensor([law.loss(*pair) for pair in zip(n, d, strict=True)], dtype=torch.float64).log()
     found = torch.nn.functional.huber_loss(ours, y, delta=HUBER, reduction="sum").item()
     assert found <= lowest * 1.001
