@@ -10,8 +10,8 @@ transfer    loss of a model at the learning rate of `tune transfer` over that at
             itself, and their compute; three seeds
 ladder      loss of the run that `tune ladder` recommends, beside what it predicts: many times the compute of any rung
 
-Interrupted, it goes on where it stopped. On two cores search takes an hour, transfer and ladder half of one each,
-workers ten minutes, kill three.
+Interrupted, search, transfer and ladder go on where they stopped. On two cores search and transfer take an hour each,
+ladder and workers half of one, kill five minutes.
 """
 
 import argparse

@@ -12,7 +12,7 @@ best/         README.md (model card)  selected.json  config.yaml  tokenizer.json
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,17 +67,7 @@ def select(paths: Sequence[str | Path], output: Path, metric: str = METRICS[0]) 
     runs = find_runs(paths)
     candidates = _candidates(runs, metric)
     by_name = {run.name: run for run in runs}
-    finalists: list[tuple[Candidate, dict[str, float], Run]] = []
-    for candidate in candidates[:N_FINALISTS]:
-        scores, run = score(_stack(by_name[candidate.run]), "val")
-        if finalists and _scored_on(run, metric) != _scored_on(finalists[0][2], metric):
-            raise ValueError(
-                f"{finalists[0][0].run} and {candidate.run} have different validation splits, so {metric} does not say "
-                "which is better; give the folders of runs on one corpus"
-            )
-        finalists.append((Candidate(candidate.run, candidate.recorded, scores[metric]), scores, run))
-        say(f"{candidate.run}: {metric} {scores[metric]:.4f} on the whole validation split")
-    finalists.sort(key=lambda finalist: finalist[1][metric])
+    finalists = _finalists(candidates[:N_FINALISTS], by_name, metric)
     chosen, scores, run = finalists[0]
     source, split = by_name[chosen.run], "val"
     if all("test" in corpus.splits for corpus in run.data.val_corpora):
@@ -120,8 +110,30 @@ def _candidates(runs: "Sequence[RunFolder]", metric: str) -> list[Candidate]:
     return sorted(found, key=lambda candidate: candidate.recorded)
 
 
+def _finalists(
+    candidates: "Sequence[Candidate]", runs: "Mapping[str, RunFolder]", metric: str
+) -> "list[tuple[Candidate, dict[str, float], Run]]":
+    """Each on the whole validation split, with all scores and its run, the lowest first.
+
+    Raises ValueError where the splits are not the same.
+    """
+    from gpt_lightning.run.fit import score
+
+    scored: list[tuple[Candidate, dict[str, float], Run]] = []
+    for candidate in candidates:
+        scores, run = score(_stack(runs[candidate.run]), "val")
+        if scored and _scored_on(run, metric) != _scored_on(scored[0][2], metric):
+            raise ValueError(
+                f"{scored[0][0].run} and {candidate.run} have different validation splits, so {metric} does not say "
+                "which is better; give the folders of runs on one corpus"
+            )
+        scored.append((Candidate(candidate.run, candidate.recorded, scores[metric]), scores, run))
+        say(f"{candidate.run}: {metric} {scores[metric]:.4f} on the whole validation split")
+    return sorted(scored, key=lambda finalist: finalist[1][metric])
+
+
 def _scored_on(run: "Run", metric: str) -> list[Any]:
-    """What a score depends on beside the model: bytes of text, whatever the vocabulary, or the very tokens."""
+    """What scores must share to compare: bytes of validation text, whatever the vocabulary, or the very corpora."""
     corpora = run.data.val_corpora
     text = [corpus.splits["val"].n_bytes for corpus in corpora]
     return text if metric == METRICS[0] else [corpus.identity for corpus in corpora]

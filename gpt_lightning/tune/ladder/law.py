@@ -4,10 +4,10 @@
                                                  p = 1/b:  Kaplan et al. 2020 (arXiv 2001.08361), there without E: the
                                                            one that is short of holds the other back
 
-Both are fitted, and the one that fits better is taken: with short runs of tiny models the second, by far. E, the loss
-that no size and no length gets below, is not told by runs that end far above it, and a fit that is free to choose takes
-whatever suits the noise. So it is held to what is known of text, `most`: where runs ask for more than that, E is half
-of it, and anything up to it in the interval.
+Both are fitted, and the one that fits better is taken: with short runs of tiny models the second, by far. E, the
+irreducible loss, is not told by runs that end far above it, and a fit that is free to choose takes whatever suits the
+noise. So there may be a `highest_e`: where the best fit has more than that, E is half of it, and anything up to it in
+the interval.
 
 The fit minimises the Huber loss of log L, summed over runs, as Hoffmann et al. 2022 (arXiv 2203.15556, approach
 3); averaged, the optimizer stops early and the exponents come out wrong (Besiroglu et al. 2024, arXiv 2404.10102). It
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 HUBER = 5e-3  # of log L, about the noise of a run; a tenth of it suits hundreds of runs, and of ten forgets the half
-E, A, EXPONENT_A, B, EXPONENT_B, JOINED = range(6)  # columns of a row: log E, log A, a, log B, b, 1 where p is 1/b
+E, A, EXPONENT_A, B, EXPONENT_B, KAPLAN = range(6)  # columns of a row: log E, log A, a, log B, b, 1 where p is 1/b
 LEAST_E = 1e-6
 N_NUMBERS = 5  # of the law
 DRAWS = 300
@@ -71,9 +71,9 @@ class Law:
         return first, others
 
     @property
-    def joined(self) -> bool:
+    def is_kaplan(self) -> bool:
         """Whether p is 1/b, and not 1."""
-        return bool(self.best[JOINED])
+        return bool(self.best[KAPLAN])
 
     def numbers(self) -> dict[str, Interval]:
         """E, A, B and the exponents a, b."""
@@ -93,10 +93,10 @@ def fit_law(
     n_params: Sequence[float],
     n_tokens: Sequence[float],
     losses: Sequence[float],
-    most: float | None = None,
+    highest_e: float | None = None,
     seed: int = 0,
 ) -> Law:
-    """The law of these runs. most: what E cannot exceed, in nats per token, if that is known.
+    """The law of these runs. highest_e: in nats per token; a best fit with a higher E is made anew with half of it.
 
     Raises ValueError for fewer runs than it has numbers, or runs of one size or length.
     """
@@ -108,31 +108,37 @@ def fit_law(
     x = np.log(np.column_stack([n_params, n_tokens]).astype(float))
     centre = x.mean(axis=0)
     x, y = x - centre, np.log(np.asarray(losses, float))
-    random = np.random.default_rng(seed)
     starts = _starts(y)
     forms = _best_of_forms(*_descend(starts, x, _same(y, starts)))
-    held = most if most is not None and np.exp(forms[0, E]) > most else None
+    held = highest_e if highest_e is not None and np.exp(forms[0, E]) > highest_e else None
     if held:
         starts[:, E] = np.log(held / 2)
         forms = _best_of_forms(*_descend(starts, x, _same(y, starts), hold_e=True))
-    best = forms[0]
-    fitted = _log_loss(best[None], x)[0]
+    fitted = _log_loss(forms[:1], x)[0]
     residuals = (y - fitted) * np.sqrt(len(y) / (len(y) - N_NUMBERS))
     noise = np.concatenate([residuals, -residuals])
-    again = fitted + random.choice(noise, (DRAWS, len(y))) + random.normal(0, LEAST_NOISE, (DRAWS, len(y)))
+    draws = _bootstrap(forms, x, fitted, noise, held, seed)
+    return Law(forms[0], draws, (float(centre[0]), float(centre[1])), noise)
+
+
+def _bootstrap(forms: Array, x: Array, fitted: Array, noise: Array, held: float | None, seed: int) -> Array:
+    """Rows fitted to losses that differ from the fitted ones by noise, each of the form that then fits better."""
+    random = np.random.default_rng(seed)
+    shape = (DRAWS, len(fitted))
+    again = fitted + random.choice(noise, shape) + random.normal(0, LEAST_NOISE, shape)
     draws = np.repeat(forms, DRAWS, axis=0)  # of each form, on the same data
     if held:
         draws[:, E] = np.log(np.tile(random.uniform(LEAST_E, held, DRAWS), len(forms)))
     ends, costs = _descend(draws, x, np.tile(again, (len(forms), 1)), STEPS_OF_DRAWS, hold_e=held is not None)
     better = costs.reshape(len(forms), DRAWS).argmin(axis=0)
-    kept = ends.reshape(len(forms), DRAWS, -1)[better, np.arange(DRAWS)]
-    return Law(best, kept, (float(centre[0]), float(centre[1])), noise)
+    kept: Array = ends.reshape(len(forms), DRAWS, -1)[better, np.arange(DRAWS)]
+    return kept
 
 
 def _best_of_forms(rows: Array, costs: Array) -> Array:
     """The best row of each form, the better form first."""
     order = costs.argsort()
-    firsts = [next(i for i in order if rows[i, JOINED] == form) for form in (0.0, 1.0)]
+    firsts = [next(i for i in order if rows[i, KAPLAN] == form) for form in (0.0, 1.0)]
     return rows[sorted(firsts, key=lambda i: costs[i])]
 
 
@@ -147,15 +153,15 @@ def _log_loss(rows: Array, x: Array) -> Array:
 
 def _with_slopes(rows: Array, x: Array) -> tuple[Array, Array]:
     """Log L [rows, runs], and its derivatives by the five numbers [rows, runs, 5]."""
-    e, log_a, a, log_b, b, joined = (rows[:, i, None] for i in range(rows.shape[1]))
-    p = np.where(joined > 0, 1 / b, 1.0)
+    e, log_a, a, log_b, b, kaplan = (rows[:, i, None] for i in range(rows.shape[1]))
+    p = np.where(kaplan > 0, 1 / b, 1.0)
     size, length = log_a - a * x[:, 0], log_b - b * x[:, 1]
     both = np.logaddexp(p * size, p * length) / p  # log of what N and D leave above E
     of_size = np.exp(p * (size - both))
     by_p = (of_size * size + (1 - of_size) * length - both) / p
     log_loss = np.logaddexp(e, both)
     above = np.exp(both - log_loss)
-    by_b = -(1 - of_size) * x[:, 1] - np.where(joined > 0, by_p / b**2, 0.0)
+    by_b = -(1 - of_size) * x[:, 1] - np.where(kaplan > 0, by_p / b**2, 0.0)
     slopes = [1 - above, above * of_size, -above * of_size * x[:, 0], above * (1 - of_size), above * by_b]
     return log_loss, np.stack(slopes, axis=-1)
 

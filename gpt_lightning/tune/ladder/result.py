@@ -116,7 +116,7 @@ class LadderResult:
         size, length = f"{numbers['A'].value:.3g} / N^{a.value:.3f}", f"{numbers['B'].value:.3g} / D^{b.value:.3f}"
         both = f"(({size})^{1 / b.value:.2f} + ({length})^{1 / b.value:.2f})^{b.value:.3f}"
         lines = [
-            f"L = {e.value:.3f} + {both if self.law.joined else f'{size} + {length}'}   90% intervals: "
+            f"L = {e.value:.3f} + {both if self.law.is_kaplan else f'{size} + {length}'}   90% intervals: "
             f"E {e.low:.2f} to {e.high:.2f}, a {a.low:.2f} to {a.high:.2f}, b {b.low:.2f} to {b.high:.2f}",
             f"Chinchilla, refitted, for this budget: {short(n)} parameters, {short(d)} tokens, "
             f"{chinchilla_loss(n, d):.2f} nats per token of its own web text and vocabulary",
@@ -167,7 +167,7 @@ class LadderResult:
             "predicted_loss_of_the_stack": asdict(self.predicted_own),
             "bits_per_byte_per_nat": self.bits_per_nat,
             "law": {
-                "p": "1/b" if self.law.joined else "1",
+                "p": "1/b" if self.law.is_kaplan else "1",
                 **{name: asdict(value) for name, value in self.law.numbers().items()},
             },
             "runs": [

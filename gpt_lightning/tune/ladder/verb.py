@@ -21,7 +21,7 @@ from gpt_lightning.tune.suggest.verb import epochs
 from gpt_lightning.tune.trials import identity, open_corpora, train
 from gpt_lightning.tune.verb import Job, Verb
 
-REACHED = 0.72  # bits per byte of GPT-3 on the Pile (Gao et al. 2020, arXiv 2101.00027): text itself has no more
+HIGHEST_E = 0.72  # bits per byte that GPT-3 reached on the Pile (Gao et al. 2020, arXiv 2101.00027), so not irreducible
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def tune_ladder(job: Job) -> LadderResult:
         runs.append(LadderRun(rung, **job.measured(rung.key, partial(_trained, stack, rung, settings))))
         job.progress.advance(bar, rung.flops)
     bits = runs[0].bits_per_byte
-    most = None if bits is None else REACHED * runs[0].loss / bits
-    law = fit_law([r.n_params for r in runs], [r.tokens for r in runs], [r.loss for r in runs], most)
+    highest_e = None if bits is None else HIGHEST_E * runs[0].loss / bits
+    law = fit_law([r.n_params for r in runs], [r.tokens for r in runs], [r.loss for r in runs], highest_e)
     return LadderResult(stack, own, sizes, runs, law, flops, epochs(stack, open_corpora(stack)[0], 1.0))
 
 

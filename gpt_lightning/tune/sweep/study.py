@@ -184,12 +184,16 @@ class SweepStudy:
             stop.set()
             thread.join()
 
+    def give_back(self, trial: optuna.Trial | FrozenTrial) -> None:
+        """End a running trial without a reason, so that it waits again. Raises UpdateFinishedTrialError if it ended."""
+        self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
     def reap(self, say: Callable[[str], None], seconds: float = BEAT_SECONDS) -> None:
         """Put the trials of dead workers back into the queue, as they were when they were taken."""
         for number, trial in self.configurations.items():
             if trial.state == TrialState.RUNNING and not _lives(trial, seconds):
                 try:
-                    self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+                    self.give_back(trial)
                 except optuna.exceptions.UpdateFinishedTrialError:
                     continue  # another worker was faster
             elif trial.state != TrialState.FAIL or "reason" in trial.user_attrs:  # without one, who told it so has died

@@ -148,7 +148,8 @@ class Worker:
             found = train_rung(run, partial(self._advance, config, rung))
         except files.InUse:  # by a worker that was taken for dead
             if trial is not None:
-                trial.study.tell(trial, state=TrialState.FAIL)  # without a reason: it waits again
+                assert self.study is not None
+                self.study.give_back(trial)
             if n_ranks() > 1:  # the others train, and wait for this one
                 raise
             time.sleep(BEAT_SECONDS)
@@ -156,7 +157,7 @@ class Worker:
         except (ValueError, torch.cuda.OutOfMemoryError) as error:
             if trial is not None:
                 self._fail(trial, config, " ".join(str(error).split()))
-            if n_ranks() > 1 and not isinstance(error, ValueError):  # which comes to all ranks alike
+            if n_ranks() > 1 and not isinstance(error, ValueError):  # of settings, it comes to all
                 raise ValueError(f"trial {config} ran out of memory; the same command goes on with the next") from error
             return
         if trial is not None:

@@ -22,19 +22,19 @@ def grid(noise: float = 0.0, seed: int = 0, p: float = 1.0):
     return *zip(*pairs, strict=True), [planted(n, d, p) * np.exp(random.normal(0, noise)) for n, d in pairs]
 
 
-@pytest.mark.parametrize("joined", [False, True])
-def test_exact_losses_give_the_planted_numbers_and_the_form_back(joined):
-    law = fit_law(*grid(p=1 / EPOCH[-1] if joined else 1.0), most=2.0)
-    assert law.joined == joined
+@pytest.mark.parametrize("is_kaplan", [False, True])
+def test_exact_losses_give_the_planted_numbers_and_the_form_back(is_kaplan):
+    law = fit_law(*grid(p=1 / EPOCH[-1] if is_kaplan else 1.0), highest_e=2.0)
+    assert law.is_kaplan == is_kaplan
     for name, value in zip("EAaBb", EPOCH, strict=True):
         assert law.numbers()[name].value == pytest.approx(value, rel=2e-3), name
 
 
 def test_runs_far_above_it_do_not_say_what_e_is():
     """Where they ask for more than is known to be possible, it is half of that, and anything up to it."""
-    e = fit_law(*grid(0.003), most=1.0).numbers()["E"]
+    e = fit_law(*grid(0.003), highest_e=1.0).numbers()["E"]
     assert e.value == pytest.approx(0.5) and 0 < e.low < 0.1 and 0.9 < e.high < 1.0
-    free, told = (fit_law(*grid(0.003), most=most).numbers()["E"].value for most in (None, 4.0))
+    free, told = (fit_law(*grid(0.003), highest_e=highest_e).numbers()["E"].value for highest_e in (None, 4.0))
     assert told == free == pytest.approx(EPOCH[0], rel=0.15)
 
 
@@ -62,7 +62,7 @@ def test_the_fit_costs_no_more_than_that_of_another_optimizer():
         optimizer.step(closure)
         lowest = min(lowest, cost(p).item())
     law = fit_law(n, d, losses)
-    assert not law.joined
+    assert not law.is_kaplan
     ours = torch.tensor([law.loss(*pair) for pair in zip(n, d, strict=True)], dtype=torch.float64).log()
     found = torch.nn.functional.huber_loss(ours, y, delta=HUBER, reduction="sum").item()
     assert found <= lowest * 1.001
