@@ -24,7 +24,9 @@ from gpt_lightning.callbacks.resume import ResumeRandomState
 from gpt_lightning.callbacks.steps import WholeSteps
 from gpt_lightning.checkpoint import find_checkpoint
 from gpt_lightning.data.batches import accumulation, micro_step_tokens
+from gpt_lightning.data.corpus import Corpus
 from gpt_lightning.data.datamodule import CorpusDataModule
+from gpt_lightning.data.mixture import as_mixture, open_mixture, open_val_corpora
 from gpt_lightning.model.flops import has_native_bf16
 from gpt_lightning.module import GPTModule
 from gpt_lightning.run.checkpoint_io import AtomicCheckpointIO
@@ -168,3 +170,10 @@ def _check_steering(stack: Stack, trainer: Trainer) -> None:
         refuse_sharded(trainer.strategy)
         n_micro_batches = first // unit * trainer.world_size
         check_measurable(n_micro_batches, data.micro_batch_size, stack["model.compile"])
+
+
+def open_corpora(stack: Stack) -> tuple[list[Corpus], list[Corpus]]:
+    """The corpora that a run of this stack is trained on, and those that it is scored on."""
+    prepare, folder = stack.settings("data.prepare"), stack["data.corpora_dir"]
+    trained = open_mixture(as_mixture(stack["data.corpus"]), prepare, folder)
+    return trained, open_val_corpora(stack["data.val_corpus"], trained, prepare, folder)

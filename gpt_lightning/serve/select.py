@@ -2,14 +2,15 @@
 
 gpt-lightning report select runs --output best
 
-candidates    runs that kept a checkpoint, the lowest in their own metrics.csv first
-choice        the first few of them on the whole validation split: runs score themselves on parts that may differ;
-              of another text, or in nats per token of another vocabulary, they are refused
+candidates    runs that kept a checkpoint, the lowest in their own metrics.csv first; of another validation text, or
+              in nats per token of another vocabulary, they are refused
+choice        the first few of them on the whole validation split: runs score themselves on parts that may differ
 score         of the one that is chosen, on the test split, which nothing was chosen on
 best/         README.md (model card)  selected.json  config.yaml  tokenizer.json  checkpoints/best.ckpt (weights
               alone)  huggingface/ where a family there holds the model
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,11 +25,13 @@ from gpt_lightning.report.runs import METRICS
 from gpt_lightning.terminal import Parser, console, say
 
 if TYPE_CHECKING:
+    from gpt_lightning.data.corpus import Corpus
     from gpt_lightning.report.runs import RunFolder
     from gpt_lightning.run.build import Run
     from gpt_lightning.run.stack import Stack
 
 N_FINALISTS = 5
+PIECE = 1 << 20  # tokens that are read at once
 STATE_OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks")
 ALONE = {  # a run of any strategy is scored here
     **{"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto", "trainer.logger": False},
@@ -67,6 +70,7 @@ def select(paths: Sequence[str | Path], output: Path, metric: str = METRICS[0]) 
     runs = find_runs(paths)
     candidates = _candidates(runs, metric)
     by_name = {run.name: run for run in runs}
+    _check_text([by_name[candidate.run] for candidate in candidates], metric)
     finalists = _finalists(candidates[:N_FINALISTS], by_name, metric)
     chosen, scores, run = finalists[0]
     source, split = by_name[chosen.run], "val"
@@ -113,30 +117,43 @@ def _candidates(runs: "Sequence[RunFolder]", metric: str) -> list[Candidate]:
 def _finalists(
     candidates: "Sequence[Candidate]", runs: "Mapping[str, RunFolder]", metric: str
 ) -> "list[tuple[Candidate, dict[str, float], Run]]":
-    """Each on the whole validation split, with all scores and its run, the lowest first.
-
-    Raises ValueError where the splits are not the same.
-    """
+    """Each on the whole validation split, with all scores and its run, the lowest first."""
     from gpt_lightning.run.fit import score
 
     scored: list[tuple[Candidate, dict[str, float], Run]] = []
     for candidate in candidates:
         scores, run = score(_stack(runs[candidate.run]), "val")
-        if scored and _scored_on(run, metric) != _scored_on(scored[0][2], metric):
-            raise ValueError(
-                f"{scored[0][0].run} and {candidate.run} have different validation splits, so {metric} does not say "
-                "which is better; give the folders of runs on one corpus"
-            )
         scored.append((Candidate(candidate.run, candidate.recorded, scores[metric]), scores, run))
         say(f"{candidate.run}: {metric} {scores[metric]:.4f} on the whole validation split")
     return sorted(scored, key=lambda finalist: finalist[1][metric])
 
 
-def _scored_on(run: "Run", metric: str) -> list[Any]:
-    """What scores must share to compare: bytes of validation text, whatever the vocabulary, or the very corpora."""
-    corpora = run.data.val_corpora
-    text = [corpus.splits["val"].n_bytes for corpus in corpora]
-    return text if metric == METRICS[0] else [corpus.identity for corpus in corpora]
+def _check_text(runs: "Sequence[RunFolder]", metric: str) -> None:
+    """Raise ValueError where runs have different validation splits; those of the same settings are opened once."""
+    from gpt_lightning.run.build import open_corpora
+
+    firsts: dict[str, RunFolder] = {}
+    for run in runs:
+        data = {key: value for key, value in run.settings.items() if key.startswith("data.")}
+        firsts.setdefault(json.dumps(data, sort_keys=True, default=str), run)
+    digests = {}
+    for run in firsts.values():
+        digests[run.name] = [_digest(corpus, metric) for corpus in open_corpora(_stack(run))[1]]
+        if digests[run.name] != digests[runs[0].name]:
+            raise ValueError(
+                f"{runs[0].name} and {run.name} have different validation splits, so {metric} does not say which is "
+                "better; give the folders of runs on one corpus"
+            )
+
+
+def _digest(corpus: "Corpus", metric: str) -> str:
+    """Of the validation split: its text, whatever the vocabulary, and for nats per token the tokens themselves."""
+    sha256, tokenizer = hashlib.sha256(), corpus.tokenizer if metric == METRICS[0] else None
+    for shard in corpus.splits["val"].shards:
+        for start in range(0, len(shard.tokens), PIECE):
+            tokens = shard.tokens[start : start + PIECE]
+            sha256.update(tokenizer.decode_bytes(tokens.tolist()) if tokenizer else tokens.astype("<u4").tobytes())
+    return sha256.hexdigest()
 
 
 def _stack(run: "RunFolder") -> "Stack":

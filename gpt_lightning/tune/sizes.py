@@ -6,8 +6,8 @@ from typing import Any
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.flops import count_parameters, flops_per_token
 from gpt_lightning.model.own_block import MakeBlock
+from gpt_lightning.run.build import open_corpora
 from gpt_lightning.run.stack import Stack
-from gpt_lightning.tune.trials import open_corpora
 
 OF_SIZE = ("n_layers", "n_heads", "d_model", "d_ff", "n_kv_heads")
 OF_BASE = ("parametrization", "base_d_model", "base_n_layers")

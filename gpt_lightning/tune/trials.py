@@ -28,9 +28,7 @@ from gpt_lightning.callbacks.preemption import Preempted
 from gpt_lightning.callbacks.steps import ends_step
 from gpt_lightning.checkpoint import checkpoint_digest
 from gpt_lightning.data.batches import micro_step_tokens
-from gpt_lightning.data.corpus import Corpus
-from gpt_lightning.data.mixture import as_mixture, open_mixture, open_val_corpora
-from gpt_lightning.run.build import Run, build, supported_precision
+from gpt_lightning.run.build import Run, build, open_corpora, supported_precision
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import quiet
 
@@ -81,13 +79,6 @@ def run_identity(stack: Stack) -> dict[str, Any]:
     found = {"stack": kept, **corpora, "machine": _machine(stack), "torch": torch.__version__}
     read = [path for path in (stack["model.init_from"], *stack.loss().checkpoints) if path]
     return {**found, "checkpoints": {path: checkpoint_digest(path) for path in read}} if read else found
-
-
-def open_corpora(stack: Stack) -> tuple[list[Corpus], list[Corpus]]:
-    """The corpora that a run of this stack is trained on, and those that it is scored on."""
-    prepare, folder = stack.settings("data.prepare"), stack["data.corpora_dir"]
-    trained = open_mixture(as_mixture(stack["data.corpus"]), prepare, folder)
-    return trained, open_val_corpora(stack["data.val_corpus"], trained, prepare, folder)
 
 
 def check_data(stack: Stack) -> None:

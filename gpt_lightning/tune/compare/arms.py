@@ -12,11 +12,11 @@ import torch
 
 from gpt_lightning.data.compression import text_of
 from gpt_lightning.model.gpt import GPT, Block
-from gpt_lightning.run.build import check
+from gpt_lightning.run.build import check, open_corpora
 from gpt_lightning.run.stack import Stack, flatten
 from gpt_lightning.tune.code import training_digest
 from gpt_lightning.tune.overlays import read_overlay, refuse_without_effect
-from gpt_lightning.tune.trials import check_data, open_corpora, run_identity
+from gpt_lightning.tune.trials import check_data, run_identity
 
 BASELINE = "baseline"
 SEEDS = ("seed_everything", "data.seed")

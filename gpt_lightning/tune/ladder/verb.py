@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from gpt_lightning.run.build import open_corpora
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import say, short
 from gpt_lightning.tune.ladder.law import fit_law
@@ -18,7 +19,7 @@ from gpt_lightning.tune.ladder.result import LadderResult, LadderRun
 from gpt_lightning.tune.results import IfExists
 from gpt_lightning.tune.sizes import Size, gpt_of
 from gpt_lightning.tune.suggest.verb import epochs
-from gpt_lightning.tune.trials import identity, open_corpora, train
+from gpt_lightning.tune.trials import identity, train
 from gpt_lightning.tune.verb import Job, Verb
 
 HIGHEST_E = 0.72  # bits per byte that GPT-3 reached on the Pile (Gao et al. 2020, arXiv 2101.00027), so not irreducible

@@ -11,7 +11,7 @@
 A trial's user attributes: config (its number in the sweep, the same when it is taken again), from (the rung that it
 starts at), before (tokens trained when it was taken), scores (by rung), tokens (trained so far, all rungs), beat, host
 and pid (of its worker), reason (why it failed or diverged), second (two workers let it wait at once, and this is the
-later one).
+later one), errors (times that training it broke its worker off).
 """
 
 import contextlib
@@ -23,6 +23,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -34,6 +35,7 @@ from gpt_lightning.tune.sweep.rungs import promoted
 
 BEAT_SECONDS = 10.0
 DEAD_AFTER = 6  # beats that were missed, where the worker's process cannot be looked at
+BOOT = Path("/proc/sys/kernel/random/boot_id")  # changes as the numbers of processes start again
 
 
 def sampler_of(name: str, seed: int, n_trials: int) -> BaseSampler:
@@ -146,7 +148,8 @@ class SweepStudy:
         known: dict[str, Any] = trial.user_attrs
         rung = known["from"] if rewound else len(known.get("scores", []))
         spent = known.get("before", 0) if rewound else known.get("tokens", 0)
-        kept = {"config": known["config"], "from": rung, "before": spent, "tokens": spent}
+        errors = known.get("errors", 0) if rewound else 0
+        kept = {"config": known["config"], "from": rung, "before": spent, "tokens": spent, "errors": errors}
         # a worker may have died before it read the values of its trial
         point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         self.study.enqueue_trial(point, user_attrs={**kept, "scores": known.get("scores", [])[:rung]})
@@ -166,7 +169,7 @@ class SweepStudy:
     @contextlib.contextmanager
     def alive(self, trial: optuna.Trial, seconds: float = BEAT_SECONDS) -> Iterator[None]:
         """Say every few seconds that the worker of this trial is alive."""
-        trial.set_user_attr("host", socket.gethostname())
+        trial.set_user_attr("host", _host())
         trial.set_user_attr("pid", os.getpid())
         trial.set_user_attr("beat", time.time())
         stop = threading.Event()
@@ -196,22 +199,31 @@ class SweepStudy:
                     self.give_back(trial)
                 except optuna.exceptions.UpdateFinishedTrialError:
                     continue  # another worker was faster
-            elif trial.state != TrialState.FAIL or "reason" in trial.user_attrs:  # without one, who told it so has died
+                why = "its worker has died"
+            elif trial.state == TrialState.FAIL and "reason" not in trial.user_attrs:
+                why = "its worker gave it back"  # or who took that one for dead has died itself
+            else:
                 continue
             self._again(trial, rewound=True)
-            say(f"trial {number}: its worker has died; it goes on from its last checkpoint")
+            say(f"trial {number}: {why}; it goes on from its last checkpoint")
 
 
-def lowest(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
-    """Of those that ended the last rung."""
+def finalists(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that ended the last rung, the lowest first."""
     ended = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    return min(ended, key=lambda trial: trial.value, default=None)  # type: ignore[arg-type, return-value]
+    return sorted(ended, key=lambda trial: trial.value)  # type: ignore[arg-type, return-value]
+
+
+def _host() -> str:
+    """This machine, since it was started."""
+    boot = BOOT.read_text(encoding="ascii").strip() if BOOT.is_file() else ""
+    return f"{socket.gethostname()} {boot}".strip()
 
 
 def _lives(trial: FrozenTrial, seconds: float) -> bool:
     """Whether a trial's worker is there: its process, on this machine; elsewhere its heartbeat."""
     known = trial.user_attrs
-    if known.get("host") == socket.gethostname():
+    if known.get("host") == _host():
         if known["pid"] == os.getpid():  # which trains nothing while it looks: an earlier sweep of it was interrupted
             return False
         try:

@@ -28,6 +28,7 @@ from gpt_lightning.terminal import say, short
 from gpt_lightning.tune.results import IfExists
 from gpt_lightning.tune.sweep.launch import start_workers
 from gpt_lightning.tune.sweep.next_sweep import next_sweep
+from gpt_lightning.tune.sweep.ranks import n_ranks
 from gpt_lightning.tune.sweep.read_space import read_space
 from gpt_lightning.tune.sweep.result import SweepResult, read_trials
 from gpt_lightning.tune.sweep.rungs import rung_tokens
@@ -35,7 +36,7 @@ from gpt_lightning.tune.sweep.space import Point, Space
 from gpt_lightning.tune.sweep.storage import answering, open_storage
 from gpt_lightning.tune.sweep.study import SweepStudy, sampler_of
 from gpt_lightning.tune.sweep.wandb_sweep import agents_stack, wandb_sweep
-from gpt_lightning.tune.sweep.worker import Plan, Worker, n_ranks
+from gpt_lightning.tune.sweep.worker import Plan, Worker
 from gpt_lightning.tune.trials import run_identity, stopped
 from gpt_lightning.tune.verb import Job, Verb
 
@@ -144,7 +145,7 @@ def _open(job: Job, plan: Plan) -> SweepStudy:
         own = {"tune": {**asdict(settings), "workers": 1, "if_exists": "resume"}}
         again = yaml.safe_dump({**job.stack.to_dict(), **own}, sort_keys=False)
         files.write_text(folder / "config.yaml", f"# gpt-lightning tune sweep --config {folder}/config.yaml\n{again}")
-        files.write_text(folder / "wandb_stack.yaml", agents_stack(job.stack).to_yaml())
+        files.write_text(folder / "wandb_stack.yaml", agents_stack(job.stack, plan.tokens[-1]).to_yaml())
         files.write_text(folder / "wandb_sweep.yaml", wandb_sweep(plan, settings.factor))
     say(_plan_in_words(plan, settings.factor, max(len(points), n_there), n_there))
     return study

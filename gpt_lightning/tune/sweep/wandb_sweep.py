@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import WandbLogger
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.tune.sweep.space import Range
 from gpt_lightning.tune.sweep.worker import Plan, logs_to_wandb
+from gpt_lightning.tune.trials import horizon
 
 
 def wandb_sweep(plan: Plan, factor: int) -> str:
@@ -34,8 +35,8 @@ def wandb_sweep(plan: Plan, factor: int) -> str:
     return f"# wandb sweep {plan.folder}/wandb_sweep.yaml\n{note}{yaml.safe_dump(sweep, sort_keys=False)}"
 
 
-def agents_stack(stack: Stack) -> Stack:
-    """What every run of an agent starts from: a folder of its own, and the server as its logger."""
+def agents_stack(stack: Stack, tokens: int) -> Stack:
+    """What every run of an agent starts from: so long, in a folder of its own, the server as its logger."""
     logger = {"class_path": f"{WandbLogger.__module__}.{WandbLogger.__name__}"}
     named = stack if logs_to_wandb(stack) else stack.with_({"trainer.logger": logger})
-    return named.with_({"run_dir": None, "trainer.logger.init_args.offline": False})
+    return named.with_({**horizon(stack, tokens), "run_dir": None, "trainer.logger.init_args.offline": False})

@@ -6,34 +6,32 @@ Under torchrun all ranks train the same trial: the first one talks to the study,
 """
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial as StudyTrial
 from optuna.trial import TrialState
-from torch import distributed
 
 from gpt_lightning import files
 from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import say
+from gpt_lightning.tune.sweep.ranks import from_all, from_first, n_ranks
 from gpt_lightning.tune.sweep.space import Point, Space
-from gpt_lightning.tune.sweep.study import BEAT_SECONDS, SweepStudy, lowest
+from gpt_lightning.tune.sweep.study import BEAT_SECONDS, SweepStudy, finalists
 from gpt_lightning.tune.sweep.training import Score, train_rung
 from gpt_lightning.tune.trials import horizon
 
 WAIT_SECONDS = 0.5
-LONGEST_TRIAL = timedelta(days=30)  # the other ranks of a worker wait as long as the first one waits for a trial
-Value = TypeVar("Value")
+MOST_ERRORS = 3  # of one trial, each of which ends a worker; then it has failed
+N_KEPT = 3  # trials whose weights stay, for report select to score anew
 
 
 @dataclass(frozen=True)
@@ -140,12 +138,9 @@ class Worker:
 
     def _train(self, trial: StudyTrial | None, known: dict[str, Any], point: dict[str, Any]) -> None:
         """The next rung of a trial."""
-        config, scores = known["config"], list(known.get("scores", []))
-        rung = len(scores)
+        scores = list(known.get("scores", []))
         try:
-            stack = self.plan.space.stack(self.plan.stack, point)
-            run = self.plan.rung_stack(stack, config, rung, self.study.key if self.study else "")
-            found = train_rung(run, partial(self._advance, config, rung))
+            found = self._attempt(trial, known, point)
         except files.InUse:  # by a worker that was taken for dead
             if trial is not None:
                 assert self.study is not None
@@ -154,31 +149,56 @@ class Worker:
                 raise
             time.sleep(BEAT_SECONDS)
             return
-        except (ValueError, torch.cuda.OutOfMemoryError) as error:
-            if trial is not None:
-                self._fail(trial, config, " ".join(str(error).split()))
-            if n_ranks() > 1 and not isinstance(error, ValueError):  # of settings, it comes to all
-                raise ValueError(f"trial {config} ran out of memory; the same command goes on with the next") from error
+        reasons = [of_rank for of_rank in from_all("" if isinstance(found, Score) else found) if of_rank]
+        if trial is None:
             return
-        if trial is not None:
-            self._record(trial, [*scores, found.score], known.get("tokens", 0) + found.tokens, found)
-            self.told(config, _words(rung, found))
-            self._drop_weights()
+        if reasons or not isinstance(found, Score):
+            self._fail(trial, known["config"], reasons[0])
+            return
+        self._record(trial, [*scores, found.score], known.get("tokens", 0) + found.tokens, found)
+        self.told(known["config"], _words(len(scores), found))
+        self._drop_weights()
+
+    def _attempt(self, trial: StudyTrial | None, known: dict[str, Any], point: dict[str, Any]) -> Score | str:
+        """What the rung gives, or why this trial cannot be trained; other errors end the worker."""
+        config, rung = known["config"], len(known.get("scores", []))
+        try:
+            stack = self.plan.space.stack(self.plan.stack, point)
+            run = self.plan.rung_stack(stack, config, rung, self.study.key if self.study else "")
+            return train_rung(run, partial(self._advance, config, rung))
+        except files.InUse:
+            raise
+        except ValueError as error:
+            return _in_a_line(error)
+        except torch.cuda.OutOfMemoryError as error:
+            if n_ranks() == 1:
+                return _in_a_line(error)
+            if trial is not None:
+                self._fail(trial, config, _in_a_line(error))
+            # the other ranks are in the middle of a step, and do not come to an end
+            raise ValueError(f"trial {config} ran out of memory; the same command goes on with the next") from error
+        except Exception as error:  # it may be the machine; but not all workers are to end by it, one after the other
+            errors = known.get("errors", 0) + 1
+            if trial is not None:
+                trial.set_user_attr("errors", errors)
+                if errors >= MOST_ERRORS:
+                    self._fail(trial, config, f"{_in_a_line(error)} ({errors} times)")
+            raise
 
     def _advance(self, config: int, rung: int, tokens: int) -> None:
         self.advance(config, rung, tokens / self.plan.tokens[rung])
 
     def _drop_weights(self) -> None:
-        """Nothing goes on from a rung that has ended, so its checkpoints go; only the best of the last keeps them."""
+        """Nothing goes on from a rung that has ended, so its checkpoints go; only the best of the last keep them."""
         assert self.study is not None
         there = self.study.configurations
-        best, last = lowest(there.values()), len(self.plan.tokens) - 1
+        best, last = finalists(there.values())[:N_KEPT], len(self.plan.tokens) - 1
         for number, trial in there.items():
             known = trial.user_attrs
             gave_up = trial.state == TrialState.FAIL and "reason" in known
             n_ended = len(known.get("scores", [])) + gave_up if trial.state.is_finished() else known["from"]
             for rung in range(min(n_ended, last + 1)):
-                if trial is not best or rung < last:
+                if trial not in best or rung < last:
                     files.remove(self.plan.run_folder(number, rung) / "checkpoints")
 
     def _record(self, trial: StudyTrial, scores: list[float], spent: int, found: Score) -> None:
@@ -206,26 +226,8 @@ def logs_to_wandb(stack: Stack) -> bool:
     return bool(getattr(stack["trainer.logger"], "class_path", "").endswith(WandbLogger.__name__))
 
 
-def n_ranks() -> int:
-    """Processes that train one trial together."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def from_first(value: Value) -> Value:
-    """The value that the first rank has, on all ranks."""
-    if n_ranks() == 1:
-        return value
-    box = [value]
-    distributed.broadcast_object_list(box, src=0, group=_patient_group())
-    return box[0]
-
-
-@cache
-def _patient_group() -> Any:
-    """All ranks, beside the group that trains, whose waits are to end soon where a rank has died."""
-    if not distributed.is_initialized():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    return distributed.new_group(backend="gloo", timeout=LONGEST_TRIAL)
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _words(rung: int, found: Score) -> str:

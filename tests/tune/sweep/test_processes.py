@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from wandb.proto.wandb_internal_pb2 import RunRecord
 
 from gpt_lightning.checkpoint import read_checkpoint
 from gpt_lightning.cli import main
@@ -95,4 +96,5 @@ def test_wandb_has_one_run_per_trial_in_the_studys_group(folder):
     assert len(names) == 4, "the best of two trials goes on twice: pieces of its run"
     assert {tuple(name) for name in names} == {("run", "sweep", "0000"), ("run", "sweep", "0001")}
     assert len({path.name for path in runs}) == 2
-    assert all(b"sweep-000" in path.read_bytes() for path in runs)
+    tag = bytes([RunRecord.DESCRIPTOR.fields_by_name["run_group"].number << 3 | 2, len("sweep")])
+    assert all(tag + b"sweep" in path.read_bytes() for path in runs), "as a record of W&B has its group"

@@ -13,7 +13,8 @@ import pytest
 from optuna.trial import TrialState
 
 from gpt_lightning.tune.sweep.storage import open_storage
-from gpt_lightning.tune.sweep.study import SweepStudy, lowest, sampler_of
+from gpt_lightning.tune.sweep.study import SweepStudy, finalists, sampler_of
+from gpt_lightning.tune.sweep.training import Score
 from gpt_lightning.tune.sweep.worker import Worker
 
 N = 12
@@ -146,7 +147,8 @@ run_grpc_proxy_server(open_storage(Path({str(tmp_path)!r}), None), host="localho
         for i, trial in enumerate(taken):
             end(clients[i % 2], trial, trial.suggest_float("x", 0, 1), last=True)
         assert (
-            clients[0].take() is None and len({lowest(client.configurations.values()).value for client in clients}) == 1
+            clients[0].take() is None
+            and len({finalists(client.configurations.values())[0].value for client in clients}) == 1
         )
     finally:
         process.kill()
@@ -200,7 +202,42 @@ def test_a_trial_that_was_told_dead_by_a_worker_that_died_waits_again(tmp_path):
     trial = study.take()
     study.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     study.reap(said.append)
-    assert len(said) == 1 and study.take().suggest_float("x", 0, 1) == 0.5
+    assert said == ["trial 0: its worker gave it back; it goes on from its last checkpoint"]
+    assert study.take().suggest_float("x", 0, 1) == 0.5
+
+
+def test_a_process_of_the_same_number_is_no_worker_once_the_machine_was_started_anew(tmp_path, monkeypatch):
+    study, said = opened(tmp_path), []
+    study.enqueue([{"x": 0.5}])
+    with study.alive(study.take()):
+        number = os.getppid()  # lives
+        study.configurations[0].user_attrs["pid"] = number
+    (boot := tmp_path / "boot_id").write_text("another")
+    monkeypatch.setattr("gpt_lightning.tune.sweep.study.BOOT", boot)
+    time.sleep(0.2)
+    study.reap(said.append, seconds=0.01)
+    assert said == ["trial 0: its worker has died; it goes on from its last checkpoint"]
+
+
+def test_what_breaks_worker_after_worker_off_has_failed_and_the_others_go_on(tmp_path, monkeypatch):
+    """The first trial breaks off, in the way that a broken block or a bad card does."""
+
+    def train_rung(run, advance):
+        if run == 0:
+            raise RuntimeError("CUDA error:\n an illegal access")
+        return Score(1.0, 1.0, 1)
+
+    monkeypatch.setattr("gpt_lightning.tune.sweep.worker.train_rung", train_rung)
+    opened(tmp_path).enqueue([{"x": 0.1}, {"x": 0.2}])
+    space = SimpleNamespace(suggest=lambda trial: trial.params, stack=lambda stack, point: stack)
+    plan = SimpleNamespace(tokens=[1, 3, 9], stack=None, space=space, run_folder=lambda config, rung: tmp_path / "none")
+    plan.rung_stack = lambda stack, config, rung, key: config
+    for i in range(3):
+        with pytest.raises(RuntimeError):
+            Worker(plan, study := opened(tmp_path, i)).work()
+    assert study.configurations[0].user_attrs["reason"] == "CUDA error: an illegal access (3 times)"
+    Worker(plan, study := opened(tmp_path)).work()
+    assert [trial.state for trial in study.configurations.values()] == [TrialState.FAIL, TrialState.COMPLETE]
 
 
 def test_a_killed_worker_leaves_no_lock_on_the_journal(tmp_path):
@@ -217,9 +254,10 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert opened(tmp_path).take().user_attrs["config"] == 0
 
 
-def test_weights_go_once_a_rung_is_told_and_never_before(tmp_path):
+def test_weights_go_once_a_rung_is_told_and_never_before(tmp_path, monkeypatch):
     study = opened(tmp_path)
     study.enqueue([{"x": 0.1 * i} for i in range(3)])
+    monkeypatch.setattr("gpt_lightning.tune.sweep.worker.N_KEPT", 1)
     plan = SimpleNamespace(tokens=[1, 3, 9], run_folder=lambda config, rung: tmp_path / f"{config}-{rung}")
     worker = Worker(plan, study)
 

@@ -189,7 +189,7 @@ def test_a_score_is_kept_as_json_has_it(folder, monkeypatch):
 
 
 def test_the_sweep_for_a_wandb_server_calls_fit_with_what_it_searches(folder, trained):
-    assert sweep("--tune.trials=1", "--tune.rungs=1", "--run_dir=runs/mine") == 0
+    assert sweep("--tune.trials=1", "--tune.rungs=1", "--tune.tokens=2560", "--run_dir=runs/mine") == 0
     server = yaml.safe_load(Path("runs/sweep/wandb_sweep.yaml").read_text())
     assert server["parameters"]["model.optim.lr"] == {"distribution": "log_uniform_values", "min": 1e-4, "max": 1.0}
     assert server["parameters"]["data.batch_tokens"] == {"values": [32, 64]}
@@ -199,14 +199,14 @@ def test_the_sweep_for_a_wandb_server_calls_fit_with_what_it_searches(folder, tr
     program, verb, *words, args = server["command"]
     assert (program, verb, args) == ("gpt-lightning", "fit", "${args}")
     stack, _ = read_stack([*words, "--model.optim.lr=0.5", "--data.batch_tokens=64"], "fit")
-    assert stack["model.optim.lr"] == 0.5 and stack["max_tokens"] == OPTIONS["max_tokens"]
+    assert stack["model.optim.lr"] == 0.5 and stack["max_tokens"] == 2560, "as long as the sweep's"
     assert stack["run_dir"] is None, "each of the server's runs has a folder of its own"
     logger = stack["trainer.logger"]
     assert logger.class_path.endswith("WandbLogger") and logger.init_args.offline is False
 
 
 @pytest.mark.slow
-def test_trials_are_runs_and_only_the_best_keeps_its_weights(folder):
+def test_trials_are_runs_and_only_those_of_the_last_rung_keep_their_weights(folder):
     assert sweep("--tune.trials=5") == 0
     found = result()
     best = found["best"]
