@@ -7,6 +7,7 @@ after an interruption measures only what is missing. A folder has one identity: 
 are refused by name.
 """
 
+import io
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import yaml
+from PIL import Image
 
 from gpt_lightning import files
 from gpt_lightning.run.stack import flatten
@@ -28,6 +30,7 @@ CONTENTS = (
     *("config.yaml", "journal.log", "next.yaml", "wandb_stack.yaml", "wandb_sweep.yaml", "workers"),  # of a sweep
     "proxy.yaml",
 )
+COLORS = 128  # of a figure, which make it a quarter as large
 
 
 class TuneFolder:
@@ -83,10 +86,12 @@ class TuneFolder:
         values = _json({**result, "tuned": flatten(tuned)})
         comment = "".join(f"# {line}\n" for line in header.splitlines())
         overlay = yaml.safe_dump(dict(tuned), sort_keys=False, default_flow_style=False) if tuned else "{}\n"
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=120)
         with self.turn():
             files.write_text(self.path / "result.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
             with files.replacing(self.path / "figure.png") as file:
-                figure.savefig(cast(IO[bytes], file), format="png", dpi=120)
+                Image.open(drawn).convert("RGB").quantize(COLORS).save(cast(IO[bytes], file), "PNG", optimize=True)
             files.write_text(self.path / "tuned.yaml", comment + overlay)
 
     def close(self) -> None:

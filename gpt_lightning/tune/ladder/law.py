@@ -12,7 +12,8 @@ the interval.
 The fit minimises the Huber loss of log L, summed over runs, as Hoffmann et al. 2022 (arXiv 2203.15556, approach
 3); averaged, the optimizer stops early and the exponents come out wrong (Besiroglu et al. 2024, arXiv 2404.10102). It
 goes downhill from many starts at once (Levenberg-Marquardt with Huber's weights). The bootstrap draws the residuals
-anew, enlarged for what the fit has used up of them, and fits again: cases cannot be left out where there are so few.
+anew, enlarged for what the fit has used up of them and by what seeds make, and fits again: cases cannot be left out
+where there are so few.
 """
 
 from collections.abc import Sequence
@@ -44,13 +45,15 @@ class Interval:
 class Law:
     """One fit, and those of the bootstrap, as rows; A and B at the mean size and length.
 
-    centre: (log N, log D) of that mean. noise: residuals of log L, as the bootstrap drew them.
+    centre: (log N, log D) of that mean. noise: residuals of log L, as the bootstrap drew them. free_e: E of the best
+    fit as it was free to choose, which is the law's own unless it asked for more than is possible.
     """
 
     best: Array
     draws: Array
     centre: tuple[float, float]
     noise: Array
+    free_e: float
 
     def loss(self, n_params: float, n_tokens: float) -> float:
         """Nats per token of a model of `n_params`, trained on `n_tokens`."""
@@ -69,6 +72,11 @@ class Law:
         losses = np.stack([self._log_loss(np.vstack([self.best, self.draws]), n, d) for n, d in candidates])
         first, *others = losses.argmin(axis=0).tolist()
         return first, others
+
+    @property
+    def holds_e(self) -> bool:
+        """Whether E is not what the runs asked for."""
+        return not np.isclose(np.exp(self.best[E]), self.free_e)
 
     @property
     def is_kaplan(self) -> bool:
@@ -110,22 +118,22 @@ def fit_law(
     x, y = x - centre, np.log(np.asarray(losses, float))
     starts = _starts(y)
     forms = _best_of_forms(*_descend(starts, x, _same(y, starts)))
-    held = highest_e if highest_e is not None and np.exp(forms[0, E]) > highest_e else None
+    free_e = float(np.exp(forms[0, E]))
+    held = highest_e if highest_e is not None and free_e > highest_e else None
     if held:
         starts[:, E] = np.log(held / 2)
         forms = _best_of_forms(*_descend(starts, x, _same(y, starts), hold_e=True))
     fitted = _log_loss(forms[:1], x)[0]
-    residuals = (y - fitted) * np.sqrt(len(y) / (len(y) - N_NUMBERS))
+    residuals = np.hypot((y - fitted) * np.sqrt(len(y) / (len(y) - N_NUMBERS)), LEAST_NOISE)
     noise = np.concatenate([residuals, -residuals])
     draws = _bootstrap(forms, x, fitted, noise, held, seed)
-    return Law(forms[0], draws, (float(centre[0]), float(centre[1])), noise)
+    return Law(forms[0], draws, (float(centre[0]), float(centre[1])), noise, free_e)
 
 
 def _bootstrap(forms: Array, x: Array, fitted: Array, noise: Array, held: float | None, seed: int) -> Array:
     """Rows fitted to losses that differ from the fitted ones by noise, each of the form that then fits better."""
     random = np.random.default_rng(seed)
-    shape = (DRAWS, len(fitted))
-    again = fitted + random.choice(noise, shape) + random.normal(0, LEAST_NOISE, shape)
+    again = fitted + random.choice(noise, (DRAWS, len(fitted)))
     draws = np.repeat(forms, DRAWS, axis=0)  # of each form, on the same data
     if held:
         draws[:, E] = np.log(np.tile(random.uniform(LEAST_E, held, DRAWS), len(forms)))

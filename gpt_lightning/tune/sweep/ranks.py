@@ -26,15 +26,6 @@ def from_first(value: Value) -> Value:
     return box[0]
 
 
-def from_all(value: Value) -> list[Value]:
-    """The values of all ranks, on each of them."""
-    if n_ranks() == 1:
-        return [value]
-    values = [value] * n_ranks()
-    distributed.all_gather_object(values, value, group=_patient_group())
-    return values
-
-
 @cache
 def _patient_group() -> Any:
     """All ranks, beside the group that trains, whose waits are to end soon where a rank has died."""

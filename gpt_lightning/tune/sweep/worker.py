@@ -23,7 +23,7 @@ from gpt_lightning import files
 from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import say
-from gpt_lightning.tune.sweep.ranks import from_all, from_first, n_ranks
+from gpt_lightning.tune.sweep.ranks import from_first, n_ranks
 from gpt_lightning.tune.sweep.space import Point, Space
 from gpt_lightning.tune.sweep.study import BEAT_SECONDS, SweepStudy, finalists
 from gpt_lightning.tune.sweep.training import Score, train_rung
@@ -149,15 +149,12 @@ class Worker:
                 raise
             time.sleep(BEAT_SECONDS)
             return
-        reasons = [of_rank for of_rank in from_all("" if isinstance(found, Score) else found) if of_rank]
-        if trial is None:
-            return
-        if reasons or not isinstance(found, Score):
-            self._fail(trial, known["config"], reasons[0])
-            return
-        self._record(trial, [*scores, found.score], known.get("tokens", 0) + found.tokens, found)
-        self.told(known["config"], _words(len(scores), found))
-        self._drop_weights()
+        if trial is not None and isinstance(found, str):
+            self._fail(trial, known["config"], found)
+        elif trial is not None and isinstance(found, Score):
+            self._record(trial, [*scores, found.score], known.get("tokens", 0) + found.tokens, found)
+            self.told(known["config"], _words(len(scores), found))
+            self._drop_weights()
 
     def _attempt(self, trial: StudyTrial | None, known: dict[str, Any], point: dict[str, Any]) -> Score | str:
         """What the rung gives, or why this trial cannot be trained; other errors end the worker."""

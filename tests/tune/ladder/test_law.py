@@ -34,6 +34,7 @@ def test_runs_far_above_it_do_not_say_what_e_is():
     """Where they ask for more than is known to be possible, it is half of that, and anything up to it."""
     e = fit_law(*grid(0.003), highest_e=1.0).numbers()["E"]
     assert e.value == pytest.approx(0.5) and 0 < e.low < 0.1 and 0.9 < e.high < 1.0
+    assert fit_law(*grid(0.003), highest_e=1.0).holds_e and not fit_law(*grid(0.003), highest_e=4.0).holds_e
     free, told = (fit_law(*grid(0.003), highest_e=highest_e).numbers()["E"].value for highest_e in (None, 4.0))
     assert told == free == pytest.approx(EPOCH[0], rel=0.15)
 
@@ -97,6 +98,11 @@ def test_the_optimum_is_that_of_the_formula():
     expected = (alpha * a / (beta * b)) ** (1 / (alpha + beta)) * (flops / 6) ** (beta / (alpha + beta))
     assert sizes[first] == pytest.approx(expected, rel=0.03)
     assert min(sizes[others]) <= expected <= max(sizes[others])
+
+
+def test_of_exact_losses_a_run_still_differs_by_its_seed():
+    found = fit_law(*grid()).predicted(4e9, 256e9)
+    assert 1.002 < found.high / found.low < 1.03
 
 
 def test_too_few_runs_are_refused():

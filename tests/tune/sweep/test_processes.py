@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Callback
 from wandb.proto.wandb_internal_pb2 import RunRecord
 
 from gpt_lightning.checkpoint import read_checkpoint
@@ -62,6 +63,34 @@ def test_a_worker_that_is_asked_to_stop_saves_and_the_same_command_goes_on(folde
     assert [len(trial["scores"]) for trial in result()["trials"]] == [1, 1]
 
 
+def ranks(flags: dict) -> subprocess.CompletedProcess[str]:
+    """One worker of two processes."""
+    flags = {**flags, "trainer.devices": 2, "trainer.strategy": "ddp"}
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", *WORDS[2:], *arguments(flags)]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+class FindsFault(Callback):
+    """The first rank alone refuses the first trial, after it was trained."""
+
+    def on_fit_end(self, trainer, pl_module):
+        if trainer.global_rank == 0 and not Path("refused").exists():
+            Path("refused").touch()
+            raise ValueError("no room for its weights")
+
+
+@pytest.mark.slow
+def test_what_one_rank_alone_refuses_has_failed_and_all_ranks_go_on(folder):
+    callback = {"class_path": f"{__name__}.{FindsFault.__name__}"}
+    flags = {**OPTIONS, **FLAGS, "tune.trials": 2, "tune.rungs": 1, "data.micro_batch_size": 1, "tune.val_tokens": 256}
+    ranks({**flags, "trainer.callbacks": json.dumps([callback])})
+    failed, other = result()["trials"]
+    assert failed["reason"] == "no room for its weights" and not failed["scores"]
+    assert len(other["scores"]) == 1
+
+
 @pytest.mark.slow
 def test_two_ranks_train_the_trials_of_one_and_the_first_decides(folder):
     flags = {
@@ -73,10 +102,8 @@ def test_two_ranks_train_the_trials_of_one_and_the_first_decides(folder):
         "tune.val_tokens": 256,
     }
     assert main(["tune", "sweep", *arguments({**flags, "tune.dir": "one"})]) == 0
-    ranks = {**flags, "tune.dir": "two", "trainer.devices": 2, "trainer.strategy": "ddp"}
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", *WORDS[2:], *arguments(ranks)]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr
+    ranked = {**flags, "tune.dir": "two"}
+    done = ranks(ranked)
     one, two = result("one")["trials"], result("two")["trials"]
     assert [trial["point"] for trial in two] == [trial["point"] for trial in one]
     assert [len(trial["scores"]) for trial in two] == [len(trial["scores"]) for trial in one]
