@@ -10,8 +10,8 @@ transfer    loss of a model at the learning rate of `tune transfer` over that at
             itself, and their compute; three seeds
 ladder      loss of the run that `tune ladder` recommends, beside what it predicts: many times the compute of any rung
 
-Interrupted, search, transfer and ladder go on where they stopped. On two cores search and transfer take an hour each,
-ladder and workers half of one, kill five minutes.
+Interrupted, search, transfer and ladder go on where they stopped. On two cores search, transfer and ladder take an hour
+each, workers half of one, kill five minutes.
 """
 
 import argparse
@@ -83,7 +83,7 @@ MODERN: dict[str, Any] = {  # the quickstart's structure and optimizer
 }
 LADDER: dict[str, Any] = {  # in narrower heads, so that there are more sizes; seeds that nothing was chosen on
     **MODERN,
-    **{"max_tokens": 1_000_000, "seed_everything": 1, "data": {**MODERN["data"], "seed": 1}},
+    **{"max_tokens": 1_000_000, "seed_everything": 2, "data": {**MODERN["data"], "seed": 2}},
     "model": {**MODERN["model"], "gpt": {**MODERN["model"]["gpt"], "n_heads": 20, "d_model": 160}},
 }
 console = Console(highlight=False, soft_wrap=True)
@@ -278,9 +278,9 @@ def transfer(folder: Path) -> None:
 
 def ladder(folder: Path) -> None:
     """A law of small runs, asked about a large one."""
-    tuned(folder / "ladder-lr", "transfer", LADDER, [], widths=[16, 32, 48], tokens=100_000, val_tokens=VAL_TOKENS)
+    tuned(folder / "ladder-lr", "transfer", LADDER, [], widths=[16, 32, 48], tokens=200_000, val_tokens=VAL_TOKENS)
     carried = folder / "ladder-lr" / "tuned.yaml"
-    found = tuned(folder / "ladder", "ladder", LADDER, [carried], flops=4e12, share=1.6, val_tokens=VAL_TOKENS)
+    found = tuned(folder / "ladder", "ladder", LADDER, [carried], flops=1.6e13, share=1.3, val_tokens=VAL_TOKENS)
     overlays = [carried, folder / "ladder" / "tuned.yaml"]
     (loss,) = losses(folder / "ladder-target", overlays, folder / "ladder.yaml", 1)
     said = found["predicted_loss"]

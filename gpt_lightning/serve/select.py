@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 N_FINALISTS = 5
 PIECE = 1 << 20  # tokens that are read at once
+OF_TEXT = ("data.corpus", "data.val_corpus", "data.prepare.")  # settings that decide it
 STATE_OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks")
 ALONE = {  # a run of any strategy is scored here
     **{"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto", "trainer.logger": False},
@@ -134,15 +135,19 @@ def _check_text(runs: "Sequence[RunFolder]", metric: str) -> None:
 
     firsts: dict[str, RunFolder] = {}
     for run in runs:
-        data = {key: value for key, value in run.settings.items() if key.startswith("data.")}
-        firsts.setdefault(json.dumps(data, sort_keys=True, default=str), run)
+        text = {key: value for key, value in run.settings.items() if key.startswith(OF_TEXT)}
+        firsts.setdefault(json.dumps(text, sort_keys=True, default=str), run)
     digests = {}
     for run in firsts.values():
-        digests[run.name] = [_digest(corpus, metric) for corpus in open_corpora(_stack(run))[1]]
+        try:
+            digests[run.name] = [_digest(corpus, metric) for corpus in open_corpora(_stack(run))[1]]
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{run.name}: {error}; give the folders of runs whose corpus is there") from error
         if digests[run.name] != digests[runs[0].name]:
+            of_tokens = "" if metric == METRICS[0] else f", or --metric {METRICS[0]} for runs of several vocabularies"
             raise ValueError(
                 f"{runs[0].name} and {run.name} have different validation splits, so {metric} does not say which is "
-                "better; give the folders of runs on one corpus"
+                f"better; give the folders of runs on one corpus{of_tokens}"
             )
 
 

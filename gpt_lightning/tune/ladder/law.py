@@ -6,8 +6,7 @@
 
 Both are fitted, and the one that fits better is taken: with short runs of tiny models the second, by far. E, the
 irreducible loss, is not told by runs that end far above it, and a fit that is free to choose takes whatever suits the
-noise. So there may be a `highest_e`: where the best fit has more than that, E is half of it, and anything up to it in
-the interval.
+noise. So there may be a `highest_e`, that no fit exceeds.
 
 The fit minimises the Huber loss of log L, summed over runs, as Hoffmann et al. 2022 (arXiv 2203.15556, approach
 3); averaged, the optimizer stops early and the exponents come out wrong (Besiroglu et al. 2024, arXiv 2404.10102). It
@@ -45,15 +44,13 @@ class Interval:
 class Law:
     """One fit, and those of the bootstrap, as rows; A and B at the mean size and length.
 
-    centre: (log N, log D) of that mean. noise: residuals of log L, as the bootstrap drew them. free_e: E of the best
-    fit as it was free to choose, which is the law's own unless it asked for more than is possible.
+    centre: (log N, log D) of that mean. noise: residuals of log L, as the bootstrap drew them.
     """
 
     best: Array
     draws: Array
     centre: tuple[float, float]
     noise: Array
-    free_e: float
 
     def loss(self, n_params: float, n_tokens: float) -> float:
         """Nats per token of a model of `n_params`, trained on `n_tokens`."""
@@ -72,11 +69,6 @@ class Law:
         losses = np.stack([self._log_loss(np.vstack([self.best, self.draws]), n, d) for n, d in candidates])
         first, *others = losses.argmin(axis=0).tolist()
         return first, others
-
-    @property
-    def holds_e(self) -> bool:
-        """Whether E is not what the runs asked for."""
-        return not np.isclose(np.exp(self.best[E]), self.free_e)
 
     @property
     def is_kaplan(self) -> bool:
@@ -104,7 +96,7 @@ def fit_law(
     highest_e: float | None = None,
     seed: int = 0,
 ) -> Law:
-    """The law of these runs. highest_e: in nats per token; a best fit with a higher E is made anew with half of it.
+    """The law of these runs. highest_e: of E, in nats per token.
 
     Raises ValueError for fewer runs than it has numbers, or runs of one size or length.
     """
@@ -116,28 +108,21 @@ def fit_law(
     x = np.log(np.column_stack([n_params, n_tokens]).astype(float))
     centre = x.mean(axis=0)
     x, y = x - centre, np.log(np.asarray(losses, float))
-    starts = _starts(y)
-    forms = _best_of_forms(*_descend(starts, x, _same(y, starts)))
-    free_e = float(np.exp(forms[0, E]))
-    held = highest_e if highest_e is not None and free_e > highest_e else None
-    if held:
-        starts[:, E] = np.log(held / 2)
-        forms = _best_of_forms(*_descend(starts, x, _same(y, starts), hold_e=True))
+    starts, log_e = _starts(y), np.log(highest_e or np.inf)
+    forms = _best_of_forms(*_descend(starts, x, np.broadcast_to(y, (len(starts), len(y))), log_e))
     fitted = _log_loss(forms[:1], x)[0]
     residuals = np.hypot((y - fitted) * np.sqrt(len(y) / (len(y) - N_NUMBERS)), LEAST_NOISE)
     noise = np.concatenate([residuals, -residuals])
-    draws = _bootstrap(forms, x, fitted, noise, held, seed)
-    return Law(forms[0], draws, (float(centre[0]), float(centre[1])), noise, free_e)
+    draws = _bootstrap(forms, x, fitted, noise, log_e, seed)
+    return Law(forms[0], draws, (float(centre[0]), float(centre[1])), noise)
 
 
-def _bootstrap(forms: Array, x: Array, fitted: Array, noise: Array, held: float | None, seed: int) -> Array:
+def _bootstrap(forms: Array, x: Array, fitted: Array, noise: Array, log_e: float, seed: int) -> Array:
     """Rows fitted to losses that differ from the fitted ones by noise, each of the form that then fits better."""
     random = np.random.default_rng(seed)
     again = fitted + random.choice(noise, (DRAWS, len(fitted)))
     draws = np.repeat(forms, DRAWS, axis=0)  # of each form, on the same data
-    if held:
-        draws[:, E] = np.log(np.tile(random.uniform(LEAST_E, held, DRAWS), len(forms)))
-    ends, costs = _descend(draws, x, np.tile(again, (len(forms), 1)), STEPS_OF_DRAWS, hold_e=held is not None)
+    ends, costs = _descend(draws, x, np.tile(again, (len(forms), 1)), log_e, STEPS_OF_DRAWS)
     better = costs.reshape(len(forms), DRAWS).argmin(axis=0)
     kept: Array = ends.reshape(len(forms), DRAWS, -1)[better, np.arange(DRAWS)]
     return kept
@@ -148,10 +133,6 @@ def _best_of_forms(rows: Array, costs: Array) -> Array:
     order = costs.argsort()
     firsts = [next(i for i in order if rows[i, KAPLAN] == form) for form in (0.0, 1.0)]
     return rows[sorted(firsts, key=lambda i: costs[i])]
-
-
-def _same(y: Array, rows: Array) -> Array:
-    return np.broadcast_to(y, (len(rows), len(y)))
 
 
 def _log_loss(rows: Array, x: Array) -> Array:
@@ -194,16 +175,17 @@ def _huber(residuals: Array) -> Array:
     return np.where(size < HUBER, 0.5 * size**2, HUBER * (size - 0.5 * HUBER)).sum(axis=-1)
 
 
-def _descend(rows: Array, x: Array, y: Array, steps: int = STEPS, hold_e: bool = False) -> tuple[Array, Array]:
-    """Each row goes down to a minimum for its own y [rows, runs], its E as it is or not; rows and what they cost."""
+def _descend(rows: Array, x: Array, y: Array, log_e: float, steps: int = STEPS) -> tuple[Array, Array]:
+    """Each row goes down to a minimum for its own y [rows, runs], log E up to `log_e`; rows and what they cost."""
     rows, damping = np.array(rows), np.full(len(rows), 1e-2)
+    rows[:, E] = np.minimum(rows[:, E], log_e)
     log_loss, slopes = _with_slopes(rows, x)
     costs = _huber(log_loss - y)
     for _ in range(steps):
-        if hold_e:
-            slopes[..., E] = 0.0
         residuals = log_loss - y
         weights = HUBER / np.maximum(np.abs(residuals), HUBER)
+        at_bound = (rows[:, E] >= log_e) & ((weights * residuals * slopes[..., E]).sum(axis=1) < 0)
+        slopes[at_bound, :, E] = 0.0
         gradient = np.einsum("rn,rni->ri", weights * residuals, slopes)
         curvature = np.einsum("rn,rni,rnj->rij", weights, slopes, slopes)
         diagonal = np.einsum("rii->ri", curvature)
@@ -211,7 +193,7 @@ def _descend(rows: Array, x: Array, y: Array, steps: int = STEPS, hold_e: bool =
         step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
         there = rows.copy()
         there[:, :N_NUMBERS] -= np.clip(step, -1.0, 1.0)
-        there[:, E] = np.maximum(there[:, E], np.log(LEAST_E))
+        there[:, E] = there[:, E].clip(np.log(LEAST_E), log_e)
         there[:, [EXPONENT_A, EXPONENT_B]] = there[:, [EXPONENT_A, EXPONENT_B]].clip(LOWEST, HIGHEST)
         log_loss_there, slopes_there = _with_slopes(there, x)
         costs_there = _huber(log_loss_there - y)

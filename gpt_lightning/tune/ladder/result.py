@@ -118,7 +118,6 @@ class LadderResult:
         lines = [
             f"L = {e.value:.3f} + {both if self.law.is_kaplan else f'{size} + {length}'}   90% intervals: "
             f"E {e.low:.2f} to {e.high:.2f}, a {a.low:.2f} to {a.high:.2f}, b {b.low:.2f} to {b.high:.2f}",
-            *self._held_in_words(e.value),
             f"Chinchilla, refitted, for this budget: {short(n)} parameters, {short(d)} tokens, "
             f"{chinchilla_loss(n, d):.2f} nats per token of its own web text and vocabulary",
             f"GPT-3's figure 3.1: {gpt3_loss(self.flops):.2f} nats per token of its own; every size read 300B",
@@ -169,7 +168,6 @@ class LadderResult:
             "bits_per_byte_per_nat": self.bits_per_nat,
             "law": {
                 "p": "1/b" if self.law.is_kaplan else "1",
-                "E_free": self.law.free_e,
                 **{name: asdict(value) for name, value in self.law.numbers().items()},
             },
             "runs": [
@@ -181,15 +179,6 @@ class LadderResult:
                 for run in self.runs
             ],
         }
-
-    def _held_in_words(self, e: float) -> list[str]:
-        """That E was not left to the runs, where it was not."""
-        if not self.law.holds_e:
-            return []
-        return [
-            f"E is held at {e:.2f}: a free fit asks for {self.law.free_e:.2f} nats per token, more than a large model "
-            "reached; runs so far above E do not tell it"
-        ]
 
     def _in_words(self, loss: Interval) -> str:
         factor, unit = (1.0, "nats per token") if self.bits_per_nat is None else (self.bits_per_nat, "bits per byte")

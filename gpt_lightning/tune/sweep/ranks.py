@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-LONGEST_TRIAL = timedelta(days=30)  # the other ranks of a worker wait as long as the first one waits for a trial
+LONGEST_WAIT = timedelta(days=30)  # the other ranks of a worker wait as long as the first one waits for a trial
 Value = TypeVar("Value")
 
 
@@ -31,4 +31,4 @@ def _patient_group() -> Any:
     """All ranks, beside the group that trains, whose waits are to end soon where a rank has died."""
     if not distributed.is_initialized():
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    return distributed.new_group(backend="gloo", timeout=LONGEST_TRIAL)
+    return distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)

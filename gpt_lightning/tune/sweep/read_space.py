@@ -66,8 +66,8 @@ def _range(stack: Stack, key: str, value: Mapping[str, Any], prefix: str) -> Ran
     points = value.get("points")
     if points is not None and (not isinstance(points, int) or points < 1):
         raise ValueError(f"has points {points!r}; expected a whole number of at least 1")
-    _try(stack, {key: low}, {key: high})
-    is_whole = isinstance(stack.with_({key: low})[key], int)
+    lowest, _ = [_tried(stack, {key: end}) for end in (low, high)]
+    is_whole = isinstance(lowest[key], int)
     return Range(prefix + key, key, numbers[0], numbers[1], bool(value.get("log")), is_whole, points)
 
 
@@ -77,7 +77,8 @@ def _values(stack: Stack, key: str, values: list[Any], prefix: str) -> Choice:
     if not labels or len({repr(label) for label in labels}) < len(labels):
         raise ValueError("expected a list of values, each once")
     overlays = {label: {key: value} for label, value in zip(labels, values, strict=True)}
-    _try(stack, *overlays.values())
+    for overlay in overlays.values():
+        _tried(stack, overlay)
     return Choice(prefix + key, key, {label: read_overlay(overlay) for label, overlay in overlays.items()})
 
 
@@ -88,15 +89,17 @@ def _overlays(stack: Stack, key: str, named: Mapping[str, Any], prefix: str) -> 
     within: dict[Any, tuple[Entry, ...]] = {}
     for label, parts in named.items():
         merged: list[dict[str, Any]] = []
+        chosen = stack
         for part in parts if isinstance(parts, list) else [parts]:
             overlay = read_overlay(part)
             inner = overlay.pop("space", {})
             if not isinstance(inner, Mapping):
                 raise ValueError(f"{label} has space {inner!r}; expected settings and their values")
-            _try(stack, overlay)
+            alone = _tried(stack, overlay)
             merged.append(overlay)
-            within[label] = within.get(label, ()) + _entries(stack.over(*merged), inner, f"{prefix}{key}.{label}.")
-        overlays[label] = decided(stack, stack.over(*merged), merged)
+            chosen = alone if len(merged) == 1 else stack.over(*merged)
+            within[label] = within.get(label, ()) + _entries(chosen, inner, f"{prefix}{key}.{label}.")
+        overlays[label] = decided(stack, chosen, merged)
     if not overlays:
         raise ValueError(EXPECTED)
     return Choice(prefix + key, None, overlays, within)
@@ -109,12 +112,13 @@ def decided(stack: Stack, chosen: Stack, overlays: Sequence[Mapping[str, Any]]) 
     return nested({name: value for name, value in flat.items() if name in named or there.get(name) != value})
 
 
-def _try(stack: Stack, *overlays: Mapping[str, Any]) -> None:
-    """Raise ValueError for an overlay that is no settings of a run."""
-    for overlay in overlays:
-        settings = read_overlay(overlay)
-        for key in flatten(settings):
-            if key in SAME or key.startswith(tuple(name for name in SAME if name.endswith("."))):
-                raise ValueError(f"{key} is the same for all trials; set it for all, outside tune.space")
-        refuse_without_effect(stack, settings)
-        check(stack.over(settings))
+def _tried(stack: Stack, overlay: Mapping[str, Any]) -> Stack:
+    """The stack with it. Raises ValueError where that is no run, or not one of this sweep."""
+    settings = read_overlay(overlay)
+    for key in flatten(settings):
+        if key in SAME or key.startswith(tuple(name for name in SAME if name.endswith("."))):
+            raise ValueError(f"{key} is the same for all trials; set it for all, outside tune.space")
+    refuse_without_effect(stack, settings)
+    there = stack.over(settings)
+    check(there)
+    return there

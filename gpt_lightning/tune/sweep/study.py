@@ -11,7 +11,7 @@
 A trial's user attributes: config (its number in the sweep, the same when it is taken again), from (the rung that it
 starts at), before (tokens trained when it was taken), scores (by rung), tokens (trained so far, all rungs), beat, host
 and pid (of its worker), reason (why it failed or diverged), second (two workers let it wait at once, and this is the
-later one), errors (times that training it broke its worker off).
+later one).
 """
 
 import contextlib
@@ -148,8 +148,7 @@ class SweepStudy:
         known: dict[str, Any] = trial.user_attrs
         rung = known["from"] if rewound else len(known.get("scores", []))
         spent = known.get("before", 0) if rewound else known.get("tokens", 0)
-        errors = known.get("errors", 0) if rewound else 0
-        kept = {"config": known["config"], "from": rung, "before": spent, "tokens": spent, "errors": errors}
+        kept = {"config": known["config"], "from": rung, "before": spent, "tokens": spent}
         # a worker may have died before it read the values of its trial
         point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         self.study.enqueue_trial(point, user_attrs={**kept, "scores": known.get("scores", [])[:rung]})
@@ -201,7 +200,7 @@ class SweepStudy:
                     continue  # another worker was faster
                 why = "its worker has died"
             elif trial.state == TrialState.FAIL and "reason" not in trial.user_attrs:
-                why = "its worker gave it back"  # or who took that one for dead has died itself
+                why = "it was given back"  # or who took its worker for dead has died itself
             else:
                 continue
             self._again(trial, rewound=True)

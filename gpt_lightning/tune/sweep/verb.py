@@ -108,6 +108,8 @@ def tune_sweep(job: Job) -> SweepResult:
             raise stopped(stop) from None
         except KeyboardInterrupt as stop:
             raise stopped(SystemExit()) from stop
+        finally:
+            job.progress.above = None
         if study is None:
             raise SystemExit(0)
         trials = read_trials(study, plan)
@@ -180,11 +182,13 @@ def _points(plan: Plan, settings: SweepConfig) -> Iterator[Point]:
 
 def _watch(job: Job, plan: Plan, study: SweepStudy) -> None:
     """Show the trials above the bar, on a terminal; the storage is asked for them every few seconds."""
-    shown: list[Any] = [0.0, None]
+    shown: list[Any] = [0.0, Table()]
 
     def table() -> Table:
-        if shown[1] is None or time.monotonic() - shown[0] > SECONDS_SHOWN:
-            shown[:] = time.monotonic(), SweepResult(read_trials(study, plan), plan, job.settings).live_table()
+        if time.monotonic() - shown[0] > SECONDS_SHOWN:
+            shown[0] = time.monotonic()
+            with suppress(Exception):  # of a storage that no longer answers: the worker finds that too, and says it
+                shown[1] = SweepResult(read_trials(study, plan), plan, job.settings).live_table()
         live: Table = shown[1]
         return live
 

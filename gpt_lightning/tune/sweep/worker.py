@@ -13,7 +13,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.loggers import WandbLogger
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial as StudyTrial
@@ -23,6 +22,7 @@ from gpt_lightning import files
 from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import say
+from gpt_lightning.tune.sweep.errors import TrialErrors, in_a_line
 from gpt_lightning.tune.sweep.ranks import from_first, n_ranks
 from gpt_lightning.tune.sweep.space import Point, Space
 from gpt_lightning.tune.sweep.study import BEAT_SECONDS, SweepStudy, finalists
@@ -30,7 +30,6 @@ from gpt_lightning.tune.sweep.training import Score, train_rung
 from gpt_lightning.tune.trials import horizon
 
 WAIT_SECONDS = 0.5
-MOST_ERRORS = 3  # of one trial, each of which ends a worker; then it has failed
 N_KEPT = 3  # trials whose weights stay, for report select to score anew
 
 
@@ -140,13 +139,11 @@ class Worker:
         """The next rung of a trial."""
         scores = list(known.get("scores", []))
         try:
-            found = self._attempt(trial, known, point)
+            found = self._attempt(known, point)
         except files.InUse:  # by a worker that was taken for dead
             if trial is not None:
                 assert self.study is not None
                 self.study.give_back(trial)
-            if n_ranks() > 1:  # the others train, and wait for this one
-                raise
             time.sleep(BEAT_SECONDS)
             return
         if trial is not None and isinstance(found, str):
@@ -156,30 +153,27 @@ class Worker:
             self.told(known["config"], _words(len(scores), found))
             self._drop_weights()
 
-    def _attempt(self, trial: StudyTrial | None, known: dict[str, Any], point: dict[str, Any]) -> Score | str:
-        """What the rung gives, or why this trial cannot be trained; other errors end the worker."""
+    def _attempt(self, known: dict[str, Any], point: dict[str, Any]) -> Score | str:
+        """What the rung gives, or why this trial cannot be trained; other errors end the worker, a few times."""
         config, rung = known["config"], len(known.get("scores", []))
+        errors = TrialErrors(self.plan.run_folder(config, rung))
+        if given_up := from_first(errors.given_up):
+            return given_up
         try:
             stack = self.plan.space.stack(self.plan.stack, point)
             run = self.plan.rung_stack(stack, config, rung, self.study.key if self.study else "")
             return train_rung(run, partial(self._advance, config, rung))
-        except files.InUse:
+        except files.InUse as error:  # the others train, and wait for this one
+            if n_ranks() > 1:
+                raise ValueError(f"trial {config}: its worker was taken for dead, and lives; stop it first") from error
             raise
         except ValueError as error:
-            return _in_a_line(error)
-        except torch.cuda.OutOfMemoryError as error:
-            if n_ranks() == 1:
-                return _in_a_line(error)
-            if trial is not None:
-                self._fail(trial, config, _in_a_line(error))
-            # the other ranks are in the middle of a step, and do not come to an end
-            raise ValueError(f"trial {config} ran out of memory; the same command goes on with the next") from error
-        except Exception as error:  # it may be the machine; but not all workers are to end by it, one after the other
-            errors = known.get("errors", 0) + 1
-            if trial is not None:
-                trial.set_user_attr("errors", errors)
-                if errors >= MOST_ERRORS:
-                    self._fail(trial, config, f"{_in_a_line(error)} ({errors} times)")
+            return in_a_line(error)
+        except Exception as error:  # of this trial, or of the machine
+            errors.add(error)
+            if n_ranks() == 1 and errors.given_up:
+                return errors.given_up
+            say(f"trial {config} ends its worker: {in_a_line(error)}; the same command goes on")
             raise
 
     def _advance(self, config: int, rung: int, tokens: int) -> None:
@@ -221,10 +215,6 @@ class Worker:
 def logs_to_wandb(stack: Stack) -> bool:
     """Whether W&B is the stack's logger."""
     return bool(getattr(stack["trainer.logger"], "class_path", "").endswith(WandbLogger.__name__))
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _words(rung: int, found: Score) -> str:

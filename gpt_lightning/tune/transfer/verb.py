@@ -5,8 +5,8 @@
     the best must not move with width     or it would move further on the way to the target
     the overlay of the target             parametrization, base width and depth, lr; the loss to expect (prediction.py)
 
-Anything else is tuned on the widest proxy by other verbs: proxy.yaml is its overlay, as in
-`tune sweep --config STACK --config runs/transfer/proxy.yaml`.
+Anything else is tuned on the widest proxy by other verbs: proxy.yaml is its overlay, as in `tune sweep --config STACK
+--config runs/transfer/tuned.yaml --config runs/transfer/proxy.yaml --config SPACE`.
 """
 
 from dataclasses import dataclass, replace
@@ -66,7 +66,8 @@ def tune_transfer(job: Job) -> TransferResult:
         f"{of_run:.0%} of the target's run in FLOPs, {share:.0%} of tuning it as it is"
     )
     overlay = job.stack.overlay_to(job.stack.with_(proxies[-1].options()))
-    comment = f"# The widest proxy: gpt-lightning tune sweep --config STACK --config {job.folder.path}/proxy.yaml\n"
+    words = " ".join(f"--config {job.folder.path}/{name}.yaml" for name in ("tuned", "proxy"))
+    comment = f"# The widest proxy: gpt-lightning tune sweep --config STACK {words} --config SPACE\n"
     files.write_text(job.folder.path / "proxy.yaml", comment + yaml.safe_dump(overlay, sort_keys=False))
     tuned = [_tuned(job, proxy, tokens) for proxy in proxies]
     return TransferResult(job.stack, target, tuned, tokens)

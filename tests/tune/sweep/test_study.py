@@ -202,7 +202,7 @@ def test_a_trial_that_was_told_dead_by_a_worker_that_died_waits_again(tmp_path):
     trial = study.take()
     study.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     study.reap(said.append)
-    assert said == ["trial 0: its worker gave it back; it goes on from its last checkpoint"]
+    assert said == ["trial 0: it was given back; it goes on from its last checkpoint"]
     assert study.take().suggest_float("x", 0, 1) == 0.5
 
 
@@ -230,13 +230,14 @@ def test_what_breaks_worker_after_worker_off_has_failed_and_the_others_go_on(tmp
     monkeypatch.setattr("gpt_lightning.tune.sweep.worker.train_rung", train_rung)
     opened(tmp_path).enqueue([{"x": 0.1}, {"x": 0.2}])
     space = SimpleNamespace(suggest=lambda trial: trial.params, stack=lambda stack, point: stack)
-    plan = SimpleNamespace(tokens=[1, 3, 9], stack=None, space=space, run_folder=lambda config, rung: tmp_path / "none")
+    plan = SimpleNamespace(tokens=[1, 3, 9], stack=None, space=space)
+    plan.run_folder = lambda config, rung: tmp_path / f"{config}-{rung}"
     plan.rung_stack = lambda stack, config, rung, key: config
-    for i in range(3):
+    for i in range(2):
         with pytest.raises(RuntimeError):
-            Worker(plan, study := opened(tmp_path, i)).work()
-    assert study.configurations[0].user_attrs["reason"] == "CUDA error: an illegal access (3 times)"
+            Worker(plan, opened(tmp_path, i)).work()
     Worker(plan, study := opened(tmp_path)).work()
+    assert study.configurations[0].user_attrs["reason"] == "CUDA error: an illegal access"
     assert [trial.state for trial in study.configurations.values()] == [TrialState.FAIL, TrialState.COMPLETE]
 
 
