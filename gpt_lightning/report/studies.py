@@ -36,14 +36,22 @@ class Study:
         return path.read_text(encoding="utf-8") if path.is_file() else ""
 
     def table(self) -> "DataFrame":
-        """Its trials, runs, proxies or arms, with nested values by dotted name; empty where it lists none."""
+        """Its trials, runs, proxies or arms; empty where it lists none.
+
+        Nested values have dotted names; lists of them are left out.
+        """
         import pandas
 
         for name in ROWS:
             rows = self.result.get(name)
             if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-                return pandas.json_normalize(rows)
+                table = pandas.json_normalize(rows)
+                return table[[name for name in table if not table[name].map(_is_nested).any()]]
         return pandas.DataFrame()
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict | list) for one in value))
 
 
 def find_studies(paths: Iterable[str | Path]) -> list[Study]:

@@ -36,7 +36,7 @@ The corpus has no test split: this is the split that the run was chosen on, so i
 
 ## Chosen from
 
-{{ n_candidates }} of {{ n_runs }} runs that kept a checkpoint, by the lowest {{ metric }}: those that were lowest in \
+{{ n_candidates }} runs that kept a checkpoint, of {{ n_runs }}, by the lowest {{ metric }}: those that were lowest in \
 their own metrics.csv, scored anew on the whole validation split.
 
 | run | in its metrics.csv | whole validation split |

@@ -112,7 +112,8 @@ class TuneFolder:
             return
         before, now = flatten(json.loads(file.read_text(encoding="utf-8"))), flatten(self._identity)
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if changed:
+        holds = [path.name for path in self.path.iterdir() if path.name[0] != "." and path != file]
+        if changed and holds:  # without, what was asked had been refused
             what = ", ".join(f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in changed[:3])
             raise ValueError(
                 f"{self.path} holds results for {what}; add --tune.if_exists overwrite to replace them, "

@@ -55,7 +55,7 @@ def test_the_best_is_laid_out_and_its_card_has_the_numbers_of_a_fresh_evaluation
         assert selected["scores"][name] == pytest.approx(fresh[name], rel=1e-6)
         (shown,) = re.findall(rf"^\| {name} \| ([\d.]+) \|$", card, flags=re.MULTILINE)
         assert float(shown) == pytest.approx(fresh[name], abs=1e-6)
-    for words in ("3 of 3 runs that kept a checkpoint", "1,024 tokens", "lr 0.01", 'gl.load("best")', "AutoModel"):
+    for words in ("3 runs that kept a checkpoint, of 3", "1,024 tokens", "lr 0.01", 'gl.load("best")', "AutoModel"):
         assert words in card, words
 
     prompt = {"max_new_tokens": 8, "temperature": 0}

@@ -58,9 +58,18 @@ def test_a_kill_while_it_is_cleared_or_begun_leaves_a_folder_that_can_be_used(tm
 
 
 def test_of_a_nested_stack_only_what_differs_is_named(tmp_path):
-    TuneFolder(tmp_path / "lr", {"stack": {"model": {"lr": 1, "wd": 2}}}).close()
+    with TuneFolder(tmp_path / "lr", {"stack": {"model": {"lr": 1, "wd": 2}}}) as folder:
+        folder.measured("x", lambda: 1)
     with pytest.raises(ValueError, match=r"results for stack.model.lr 1 \(now 3\); add"):
         TuneFolder(tmp_path / "lr", {"stack": {"model": {"lr": 3, "wd": 2}}})
+
+
+def test_a_folder_in_which_nothing_was_measured_is_free_for_what_is_asked_next(tmp_path):
+    TuneFolder(tmp_path / "lr", {"flops": 1}).close()
+    with TuneFolder(tmp_path / "lr", {"flops": 2}) as folder:
+        folder.measured("x", lambda: 1)
+    with pytest.raises(ValueError, match=r"holds results for flops 2 \(now 1\)"):
+        TuneFolder(tmp_path / "lr", {"flops": 1})
 
 
 def test_one_process_at_a_time(tmp_path):

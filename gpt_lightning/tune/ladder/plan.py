@@ -27,6 +27,8 @@ LARGEST = 1 / 4  # of the target's compute, that a rung may take
 WIDER = 16  # times the heads of the stack, up to which sizes are looked at
 LEAST_LAYERS = 4  # where the stack has as many
 LEAST_STEPS = 40  # optimizer steps of a run
+LEAST_RUNS, LEAST_SIZES = 7, 3
+DOUBLED = 24  # times, up to which a budget that would do is looked for
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,30 @@ def sizes_of(gpt: GPTConfig, block: MakeBlock | None) -> list[Size]:
 def plan_ladder(sizes: Sequence[Size], flops: float, share: float, batch_tokens: int) -> list[Rung]:
     """Runs that cost `share` of `flops` in all, the cheapest first.
 
-    Raises ValueError where so little compute makes fewer runs than a law needs.
+    Raises ValueError where so little compute makes fewer runs than a law needs, with the FLOPs that would do.
     """
+    plan = _plan(sizes, flops, share, batch_tokens)
+    if not _is_enough(plan):
+        larger = [flops * 2**doubled for doubled in range(1, DOUBLED)]
+        enough = next((more for more in larger if _is_enough(_plan(sizes, more, share, batch_tokens))), None)
+        raise ValueError(
+            f"{share:g} of {flops:.2g} FLOPs makes {len(plan)} runs, of {_n_sizes(plan)} sizes; a law needs at least "
+            f"{LEAST_RUNS} runs and {LEAST_SIZES} sizes: raise --tune.flops"
+            + (f" to {enough:.1e}" if enough else "")
+            + " or --tune.share, or take narrower heads or a smaller batch"
+        )
+    return plan
+
+
+def _n_sizes(plan: Sequence[Rung]) -> int:
+    return len({rung.size.n_params for rung in plan})
+
+
+def _is_enough(plan: Sequence[Rung]) -> bool:
+    return len(plan) >= LEAST_RUNS and _n_sizes(plan) >= LEAST_SIZES
+
+
+def _plan(sizes: Sequence[Size], flops: float, share: float, batch_tokens: int) -> list[Rung]:
     top = share * flops / (len(RATIOS) * sum(STEP**-level for level in range(LEVELS)))
     levels = [min(top, LARGEST * flops) * STEP**-level for level in reversed(range(LEVELS))]
     rungs: dict[str, Rung] = {}
@@ -69,14 +93,7 @@ def plan_ladder(sizes: Sequence[Size], flops: float, share: float, batch_tokens:
             rung = _nearest(sizes, level, ratio, batch_tokens)
             if rung is not None:
                 rungs[rung.key] = rung
-    plan = sorted(rungs.values(), key=lambda rung: rung.flops)
-    n_sizes = len({rung.size.n_params for rung in plan})
-    if len(plan) < 7 or n_sizes < 3:
-        raise ValueError(
-            f"{share:g} of {flops:.2g} FLOPs makes {len(plan)} runs of {n_sizes} sizes; a law needs at least 7 of 3: "
-            "raise --tune.share or --tune.flops, or take narrower heads or a smaller batch"
-        )
-    return plan
+    return sorted(rungs.values(), key=lambda rung: rung.flops)
 
 
 def _nearest(sizes: Sequence[Size], flops: float, ratio: float, batch_tokens: int) -> Rung | None:

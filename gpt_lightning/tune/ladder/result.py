@@ -103,10 +103,10 @@ class LadderResult:
     def explanation(self) -> str:
         low, high = self.n_params_90
         stack = f"{short(self.own.n_params)} parameters, {short(self.stack['max_tokens'])} tokens"
-        return (
-            f"predicted loss: {self._in_words(self.predicted)}; best size {short(low)} to {short(high)} parameters\n"
-            f"the stack as it is ({stack}): {self._in_words(self.predicted_own)}"
-        )
+        said = f"predicted loss: {self._in_words(self.predicted)}; best size {short(low)} to {short(high)} parameters"
+        if self.stack["max_tokens"] < min(run.tokens for run in self.runs):
+            return said  # shorter runs have another law
+        return f"{said}\nthe stack as it is ({stack}): {self._in_words(self.predicted_own)}"
 
     def notes(self) -> Sequence[str]:
         """The law, and what was published."""

@@ -36,6 +36,12 @@ class SweepTrial:
     scores: list[float]
     tokens: int
     reason: str = ""
+    val_loss: float = math.nan
+
+    @property
+    def unit(self) -> str:
+        """Of its scores; in bits per byte where there is a tokenizer."""
+        return "nats per token" if self.score == self.val_loss else "bits per byte"
 
     @property
     def score(self) -> float:
@@ -63,8 +69,8 @@ def read_trials(study: SweepStudy, plan: Plan) -> list[SweepTrial]:
             TrialState.PRUNED: "diverged" if diverged else "dropped",
             TrialState.FAIL: "failed",
         }[trial.state]
-        reason = known.get("reason", "")
-        trials.append(SweepTrial(number, dict(trial.params), state, scores, known.get("tokens", 0), reason))
+        spent, reason, val_loss = known.get("tokens", 0), known.get("reason", ""), known.get("val_loss", math.nan)
+        trials.append(SweepTrial(number, dict(trial.params), state, scores, spent, reason, val_loss))
     return trials
 
 
@@ -141,10 +147,11 @@ class SweepResult:
         values = ", ".join(
             f"{entry.short} {_number(best.point[entry.name])}" for entry in self.plan.space.active(best.point)
         )
+        score = f"{best.score:.4f} {best.unit}"
         if best is own:
-            return f"keep the stack as it is: none of {len(self.trials)} trials ends lower than its {best.score:.4f}"
+            return f"keep the stack as it is: none of {len(self.trials)} trials ends lower than its {score}"
         beside = f"; the stack as it is: {own.score:.4f}" if own and own.state == "ended" else ""
-        return f"{values}: {best.score:.4f}, the lowest of {len(self.trials)} trials{beside}"
+        return f"{values}: {score}, the lowest of {len(self.trials)} trials{beside}"
 
     @property
     def explanation(self) -> str:

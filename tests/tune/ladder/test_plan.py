@@ -34,5 +34,10 @@ def test_the_ladder_costs_its_share_at_most_and_no_run_a_quarter(share):
 
 
 def test_a_budget_that_makes_no_ladder_is_one_line():
-    with pytest.raises(ValueError, match=r"0.3 of 1e\+10 FLOPs makes 0 runs of 0 sizes; a law needs at least 7 of 3: "):
+    said = (
+        r"0.3 of 1e\+10 FLOPs makes 0 runs, of 0 sizes; a law needs at least 7 runs and 3 sizes: raise --tune.flops to "
+    )
+    with pytest.raises(ValueError, match=said) as refused:
         plan_ladder(sizes_of(GPT, None), 1e10, 0.3, 512)
+    enough = float(str(refused.value).split("--tune.flops to ")[1].split()[0])
+    assert len(plan_ladder(sizes_of(GPT, None), enough, 0.3, 512)) >= 7

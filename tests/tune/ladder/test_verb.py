@@ -63,7 +63,7 @@ def test_runs_are_kept_and_the_overlay_is_a_run_of_the_budget(folder, capsys):
     [
         ({"model.gpt.parametrization": "standard"}, "each size of a ladder wants another lr; run gpt-lightning tune"),
         ({"tune.share": 0}, "tune.share 0.0: must be above 0"),
-        ({"tune.flops": 1e6}, "FLOPs makes 0 runs of 0 sizes"),
+        ({"tune.flops": 1e6}, "FLOPs makes 0 runs, of 0 sizes"),
     ],
 )
 def test_what_makes_no_ladder_is_one_line(folder, capfd, options, words):
