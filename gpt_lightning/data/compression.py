@@ -7,6 +7,7 @@ remembers all three in compression.json beside its shards.
 """
 
 import contextlib
+import hashlib
 import json
 import lzma
 import zlib
@@ -30,6 +31,17 @@ def text_of(split: Split, tokenizer: AnyTokenizer, skip: int = 0) -> Iterator[by
     for shard in split.shards:
         for start in range(skip, len(shard.tokens), _DECODE_TOKENS):
             yield tokenizer.decode_bytes(shard.tokens[start : start + _DECODE_TOKENS].tolist())
+
+
+def text_digest(corpora: Iterable[Corpus]) -> str | None:
+    """SHA-256 of the text of their validation splits, whatever the vocabulary; None where one has no tokenizer."""
+    found = hashlib.sha256()
+    for corpus in corpora:
+        if corpus.tokenizer is None:
+            return None
+        for piece in text_of(corpus.split("val"), corpus.tokenizer):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def alone(text: Iterable[bytes]) -> dict[str, float]:

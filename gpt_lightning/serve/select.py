@@ -10,7 +10,6 @@ best/         README.md (model card)  selected.json  config.yaml  tokenizer.json
               alone)  huggingface/ where a family there holds the model
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from gpt_lightning.run.stack import Stack
 
 N_FINALISTS = 5
-PIECE = 1 << 20  # tokens that are read at once
 OF_TEXT = ("data.corpus", "data.val_corpus", "data.prepare.")  # settings that decide it
 STATE_OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks")
 ALONE = {  # a run of any strategy is scored here
@@ -137,13 +135,13 @@ def _check_text(runs: "Sequence[RunFolder]", metric: str) -> None:
     for run in runs:
         text = {key: value for key, value in run.settings.items() if key.startswith(OF_TEXT)}
         firsts.setdefault(json.dumps(text, sort_keys=True, default=str), run)
-    digests = {}
+    scored_on = {}
     for run in firsts.values():
         try:
-            digests[run.name] = [_digest(corpus, metric) for corpus in open_corpora(_stack(run))[1]]
+            scored_on[run.name] = _scored_on(open_corpora(_stack(run))[1], metric)
         except (ValueError, OSError) as error:
             raise ValueError(f"{run.name}: {error}; give the folders of runs whose corpus is there") from error
-        if digests[run.name] != digests[runs[0].name]:
+        if scored_on[run.name] != scored_on[runs[0].name]:
             of_tokens = "" if metric == METRICS[0] else f", or --metric {METRICS[0]} for runs of several vocabularies"
             raise ValueError(
                 f"{runs[0].name} and {run.name} have different validation splits, so {metric} does not say which is "
@@ -151,14 +149,15 @@ def _check_text(runs: "Sequence[RunFolder]", metric: str) -> None:
             )
 
 
-def _digest(corpus: "Corpus", metric: str) -> str:
-    """Of the validation split: its text, whatever the vocabulary, and for nats per token the tokens themselves."""
-    sha256, tokenizer = hashlib.sha256(), corpus.tokenizer if metric == METRICS[0] else None
-    for shard in corpus.splits["val"].shards:
-        for start in range(0, len(shard.tokens), PIECE):
-            tokens = shard.tokens[start : start + PIECE]
-            sha256.update(tokenizer.decode_bytes(tokens.tolist()) if tokenizer else tokens.astype("<u4").tobytes())
-    return sha256.hexdigest()
+def _scored_on(corpora: "Sequence[Corpus]", metric: str) -> list[str]:
+    """What scores must share to compare: the validation text, and in nats per token also what cuts it into tokens."""
+    from gpt_lightning.data.compression import text_digest
+
+    text = text_digest(corpora)
+    if text is None:  # no tokenizer: the very tokens
+        return [corpus.identity for corpus in corpora]
+    tokenizers = [corpus.tokenizer.sha256 for corpus in corpora if corpus.tokenizer]
+    return [text] if metric == METRICS[0] else [text, *tokenizers]
 
 
 def _stack(run: "RunFolder") -> "Stack":

@@ -119,6 +119,17 @@ def test_runs_on_different_texts_are_not_compared_however_alike_and_far_behind(f
     assert not Path("best").exists()
 
 
+def test_runs_of_two_vocabularies_compare_in_bits_per_byte_alone(folder, capsys):
+    for size in (260, 300):
+        own = {"data.prepare.vocab_size": size, "data.corpus": "text.txt", "run_dir": f"runs/{size}"}
+        gl.run([], {**TINY, "data.prepare.tokenizer": None, **own})
+    assert main(["report", "select", "--output", "other", "--metric", "val/loss"]) == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1].endswith("--metric val/bits_per_byte for runs of several vocabularies")
+    )
+    assert main(["report", "select", "--output", "best"]) == 0
+
+
 def test_the_card_of_a_run_with_a_block_of_its_own_says_how_to_load_it(folder):
     gl.run([], {**TINY, "data.corpus": "text.txt", "run_dir": "runs/a", "model.block": "tests.blocks.ParallelBlock"})
     assert main(["report", "select", "--output", "best"]) == 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gpt_lightning.data.compression import text_of
+from gpt_lightning.data.compression import text_digest
 from gpt_lightning.model.gpt import GPT, Block
 from gpt_lightning.run.build import check, open_corpora
 from gpt_lightning.run.stack import Stack, flatten
@@ -45,13 +45,7 @@ class Arm:
     @cached_property
     def scored_text(self) -> str | None:
         """A digest of the text of the validation split that it is scored on; None where there is no tokenizer."""
-        text = hashlib.sha256()
-        for corpus in open_corpora(self.stack)[1]:
-            if corpus.tokenizer is None:
-                return None
-            for piece in text_of(corpus.split("val"), corpus.tokenizer):
-                text.update(piece)
-        return text.hexdigest()
+        return text_digest(open_corpora(self.stack)[1])
 
 
 def digest(identity: Mapping[str, Any]) -> str:

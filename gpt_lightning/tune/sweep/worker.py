@@ -146,9 +146,11 @@ class Worker:
                 self.study.give_back(trial)
             time.sleep(BEAT_SECONDS)
             return
-        if trial is not None and isinstance(found, str):
+        if trial is None:
+            return
+        if isinstance(found, str):
             self._fail(trial, known["config"], found)
-        elif trial is not None and isinstance(found, Score):
+        else:
             self._record(trial, [*scores, found.score], known.get("tokens", 0) + found.tokens, found)
             self.told(known["config"], _words(len(scores), found))
             self._drop_weights()

@@ -102,8 +102,7 @@ def test_two_ranks_train_the_trials_of_one_and_the_first_decides(folder):
         "tune.val_tokens": 256,
     }
     assert main(["tune", "sweep", *arguments({**flags, "tune.dir": "one"})]) == 0
-    ranked = {**flags, "tune.dir": "two"}
-    done = ranks(ranked)
+    done = ranks({**flags, "tune.dir": "two"})
     one, two = result("one")["trials"], result("two")["trials"]
     assert [trial["point"] for trial in two] == [trial["point"] for trial in one]
     assert [len(trial["scores"]) for trial in two] == [len(trial["scores"]) for trial in one]

@@ -209,9 +209,11 @@ def test_a_trial_that_was_told_dead_by_a_worker_that_died_waits_again(tmp_path):
 def test_a_process_of_the_same_number_is_no_worker_once_the_machine_was_started_anew(tmp_path, monkeypatch):
     study, said = opened(tmp_path), []
     study.enqueue([{"x": 0.5}])
-    with study.alive(study.take()):
-        number = os.getppid()  # lives
-        study.configurations[0].user_attrs["pid"] = number
+    trial = study.take()
+    with study.alive(trial):
+        trial.set_user_attr("pid", os.getppid())  # which lives
+    study.reap(said.append, seconds=0.01)
+    assert not said
     (boot := tmp_path / "boot_id").write_text("another")
     monkeypatch.setattr("gpt_lightning.tune.sweep.study.BOOT", boot)
     time.sleep(0.2)
