@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from optuna import delete_study
+from optuna.storages import BaseStorage
 from rich.table import Table
 from torch.quasirandom import SobolEngine
 
@@ -95,12 +96,15 @@ def tune_sweep(job: Job) -> SweepResult:
     settings, stack, folder = job.settings, job.stack, job.folder.path
     space = _space(stack, settings)
     plan = Plan(stack, space, _tokens(stack, settings), settings.val_tokens, folder, folder.name)
+    n_trials = len(list(space.grid())) if settings.sampler == "grid" else settings.trials
     is_first = int(os.environ.get("RANK", 0)) == 0
     with ExitStack() as others:
         others.enter_context(answering(settings.storage))
-        study = _open(job, plan) if is_first else None
-        if study is not None:
-            others.enter_context(start_workers(settings.workers, folder))
+        study = None
+        if is_first:
+            storage = _storage(job)
+            others.enter_context(start_workers(settings.workers, folder))  # they take seconds to come
+            study = _open(job, plan, storage, n_trials)
             _watch(job, plan, study)
         try:
             Worker(plan, study, _told(job), _advance(job)).work()
@@ -130,34 +134,43 @@ def _tokens(stack: Stack, settings: SweepConfig) -> list[int]:
     return rung_tokens(settings.tokens or stack["max_tokens"], settings.rungs, settings.factor, least)
 
 
-def _open(job: Job, plan: Plan) -> SweepStudy:
-    """The study with its queue; whoever comes later finds both."""
+def _storage(job: Job) -> BaseStorage:
+    """Where the study is kept, without an old one where it is to start anew, and what starts another worker."""
     settings, folder = job.settings, job.folder.path
     with job.folder.turn():
         storage = open_storage(folder, settings.storage)
         if settings.if_exists == "overwrite" and settings.storage is not None:
             with suppress(KeyError):
                 delete_study(study_name=folder.name, storage=storage)
-        sampler = partial(sampler_of, settings.sampler, settings.seed)
-        text = json.dumps(identity(job.stack, settings), sort_keys=True)
-        study = SweepStudy(storage, folder.name, sampler, text, settings.factor, settings.rungs)
-        points = list(_points(plan, settings))
-        n_there = len(study.configurations)
-        study.enqueue(points[n_there:])
         own = {"tune": {**asdict(settings), "workers": 1, "if_exists": "resume"}}
         again = yaml.safe_dump({**job.stack.to_dict(), **own}, sort_keys=False)
         files.write_text(folder / "config.yaml", f"# gpt-lightning tune sweep --config {folder}/config.yaml\n{again}")
-        files.write_text(folder / "wandb_stack.yaml", agents_stack(job.stack, plan.tokens[-1]).to_yaml())
-        files.write_text(folder / "wandb_sweep.yaml", wandb_sweep(plan, settings.factor))
-    say(_plan_in_words(plan, settings.factor, max(len(points), n_there), n_there))
+    return storage
+
+
+def _open(job: Job, plan: Plan, storage: BaseStorage, n_trials: int) -> SweepStudy:
+    """The study with its queue; whoever comes later finds both."""
+    settings, folder = job.settings, job.folder.path
+    with job.folder.turn():
+        sampler = partial(sampler_of, settings.sampler, settings.seed)
+        text = json.dumps(identity(job.stack, settings), sort_keys=True)
+        study = SweepStudy(storage, folder.name, sampler, text, settings.factor, settings.rungs)
+        n_there = len(study.configurations)
+        if n_there < n_trials:
+            files.write_text(folder / "wandb_stack.yaml", agents_stack(job.stack, plan.tokens[-1]).to_yaml())
+            files.write_text(folder / "wandb_sweep.yaml", wandb_sweep(plan, settings.factor))
+            study.enqueue(list(_points(plan, settings))[n_there:])
+    say(_plan_in_words(plan, study))
     return study
 
 
-def _plan_in_words(plan: Plan, factor: int, n_trials: int, n_there: int) -> str:
+def _plan_in_words(plan: Plan, study: SweepStudy) -> str:
+    there = study.configurations.values()
+    n_trials, n_scored = len(there), sum("scores" in trial.user_attrs for trial in there)
     lengths = ", ".join(short(tokens) for tokens in plan.tokens)
-    shares = [max(n_trials // factor**i, 1) for i in range(len(plan.tokens))]
+    shares = [max(n_trials // study.factor**i, 1) for i in range(len(plan.tokens))]
     about = sum(n * tokens for n, tokens in zip(shares, plan.tokens, strict=True))
-    known = f", {n_there} known" if n_there else ""
+    known = f" ({n_scored} with a score, {study.n_running} at work)" if n_scored or study.n_running else ""
     rungs = f"rungs of {lengths}" if len(plan.tokens) > 1 else lengths
     cost = f"about {short(about)} in all, {about / (n_trials * plan.tokens[-1]):.0%} of training all to the end"
     return f"{n_trials} trials{known} over {plan.space.n_dimensions} settings, {rungs} tokens: {cost}"
