@@ -8,10 +8,11 @@ workers     time of two workers on one study, over that of one; one thread each,
 kill        a sweep whose worker is killed with -9 in the middle, beside one that is left alone
 transfer    loss of a model at the learning rate of `tune transfer` over that at the one of `tune lr` on the model
             itself, and their compute; three seeds
-ladder      loss of the run that `tune ladder` recommends, beside what it predicts: many times the compute of any rung
+ladder      loss of the run that `tune ladder` recommends, beside what it predicts: many times the compute of any rung;
+            two seeds
 
-Interrupted, search, transfer and ladder go on where they stopped. On two cores search, transfer and ladder take an hour
-each, workers half of one, kill five minutes.
+Interrupted, search, transfer and ladder go on where they stopped. On two cores search and transfer take an hour each,
+ladder two, workers half of one, kill five minutes.
 """
 
 import argparse
@@ -81,11 +82,12 @@ MODERN: dict[str, Any] = {  # the quickstart's structure and optimizer
     "data": {**STACK["data"], "micro_batch_size": 8},
     "trainer": STACK["trainer"],
 }
-LADDER: dict[str, Any] = {  # in narrower heads, so that there are more sizes; seeds that nothing was chosen on
+LADDER: dict[str, Any] = {  # in narrower heads, so that there are more sizes
     **MODERN,
-    **{"max_tokens": 1_000_000, "seed_everything": 2, "data": {**MODERN["data"], "seed": 2}},
+    **{"max_tokens": 1_000_000},
     "model": {**MODERN["model"], "gpt": {**MODERN["model"]["gpt"], "n_heads": 20, "d_model": 160}},
 }
+LADDER_SEEDS = (2, 3)  # nothing was chosen on them
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -278,18 +280,21 @@ def transfer(folder: Path) -> None:
 
 def ladder(folder: Path) -> None:
     """A law of small runs, asked about a large one."""
-    tuned(folder / "ladder-lr", "transfer", LADDER, [], widths=[16, 32, 48], tokens=200_000, val_tokens=VAL_TOKENS)
-    carried = folder / "ladder-lr" / "tuned.yaml"
-    found = tuned(folder / "ladder", "ladder", LADDER, [carried], flops=1.6e13, share=1.3, val_tokens=VAL_TOKENS)
-    overlays = [carried, folder / "ladder" / "tuned.yaml"]
-    (loss,) = losses(folder / "ladder-target", overlays, folder / "ladder.yaml", 1)
-    said = found["predicted_loss"]
-    largest = max(run["flops"] for run in found["runs"])
-    console.print(
-        f"{len(found['runs'])} runs; one of {found['flops'] / largest:.1f} x the compute of the largest (at least 4): "
-        f"predicted {said['value']:.4f} ({said['low']:.4f} to {said['high']:.4f}), reached {loss:.4f}: "
-        f"{said['value'] / loss - 1:+.2%} (within 2%)"
-    )
+    for seed in LADDER_SEEDS:
+        stack = {**LADDER, "seed_everything": seed, "data": {**LADDER["data"], "seed": seed}}
+        lr, own = folder / f"ladder-lr-{seed}", folder / f"ladder-{seed}"
+        tuned(lr, "transfer", stack, [], widths=[16, 32, 48], tokens=200_000, val_tokens=VAL_TOKENS)
+        overlays = [lr / "tuned.yaml"]
+        found = tuned(own, "ladder", stack, overlays, flops=1.6e13, share=1.3, val_tokens=VAL_TOKENS)
+        overlays = [*overlays, own / "tuned.yaml"]
+        (loss,) = losses(folder / f"ladder-target-{seed}", overlays, own.with_suffix(".yaml"), 1)
+        said = found["predicted_loss"]
+        largest = max(run["flops"] for run in found["runs"])
+        console.print(
+            f"seed {seed}: {len(found['runs'])} runs; one of {found['flops'] / largest:.1f} x the compute of the "
+            f"largest (at least 4): predicted {said['value']:.4f} ({said['low']:.4f} to {said['high']:.4f}), reached "
+            f"{loss:.4f}: {said['value'] / loss - 1:+.2%} (within 2%)"
+        )
 
 
 PARTS = {"search": search, "workers": workers, "kill": kill, "transfer": transfer, "ladder": ladder}

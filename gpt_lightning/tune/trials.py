@@ -183,7 +183,7 @@ def stopped(stop: SystemExit) -> SystemExit:
     """The exit of a verb that was stopped by a signal, after a line that says how to go on."""
     number = stop.signal if isinstance(stop, Preempted) else signal.SIGINT
     number = signal.SIGTERM if isinstance(stop, SIGTERMException) else number
-    print(f"stopped by {number.name}; the same command goes on where it was", file=sys.stderr)
+    print(f"stopped by {number.name}; the same command, with --tune.if_exists resume, goes on", file=sys.stderr)
     return SystemExit(128 + number)
 
 

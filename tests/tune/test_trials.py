@@ -136,4 +136,4 @@ def test_a_signal_stops_a_verb_with_its_code_and_a_word_on_how_to_go_on(folder, 
     assert process.returncode in (code, -number), errors  # -number: between two trials, where nothing catches it
     assert "Traceback" not in errors
     if process.returncode == code == 143:
-        assert "the same command goes on" in errors
+        assert "the same command, with --tune.if_exists resume, goes on" in errors

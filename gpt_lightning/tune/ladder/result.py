@@ -43,7 +43,8 @@ class LadderRun:
 class LadderResult:
     """The runs, the cheapest first, the law, and the budget that it is asked about.
 
-    own: the size of the stack. sizes: those of its structure. flops: of the target. epochs_per_token: of the corpus.
+    own: the size of the stack. sizes: those of its structure. drift: by which share the law of the lower levels says
+    too much of the highest, if known. flops: of the target. epochs_per_token: of the corpus.
     """
 
     stack: Stack = field(repr=False)
@@ -51,6 +52,7 @@ class LadderResult:
     sizes: list[Size]
     runs: list[LadderRun]
     law: Law
+    drift: float | None
     flops: float
     epochs_per_token: float
 
@@ -78,12 +80,12 @@ class LadderResult:
     @property
     def predicted(self) -> Interval:
         """Loss of the target at its best size, nats per token."""
-        return self.law.predicted(self.best.n_params, self.tokens)
+        return self._predicted(self.best, self.tokens)
 
     @property
     def predicted_own(self) -> Interval:
         """Loss of the stack as it is, nats per token."""
-        return self.law.predicted(self.own.n_params, self.stack["max_tokens"])
+        return self._predicted(self.own, self.stack["max_tokens"])
 
     @property
     def bits_per_nat(self) -> float | None:
@@ -122,6 +124,12 @@ class LadderResult:
             f"{chinchilla_loss(n, d):.2f} nats per token of its own web text and vocabulary",
             f"GPT-3's figure 3.1: {gpt3_loss(self.flops):.2f} nats per token of its own; every size read 300B",
         ]
+        if self.drift is not None:
+            direction = "much" if self.drift > 0 else "little"
+            lines.append(
+                f"the law of the lower levels, asked about the highest, says {abs(self.drift):.1%} too {direction}: "
+                "the intervals allow for it"
+            )
         if self.best is self.sizes[-1]:
             lines.append(
                 "warning: the best size is the largest that was looked at; a smaller --tune.flops, or a wider stack"
@@ -163,6 +171,7 @@ class LadderResult:
             "n_params_non_embedding": self.best.n_params,
             "n_params_non_embedding_90": self.n_params_90,
             "max_tokens": self.tokens,
+            "drift": self.drift,
             "predicted_loss": asdict(self.predicted),
             "predicted_loss_of_the_stack": asdict(self.predicted_own),
             "bits_per_byte_per_nat": self.bits_per_nat,
@@ -179,6 +188,11 @@ class LadderResult:
                 for run in self.runs
             ],
         }
+
+    def _predicted(self, size: Size, tokens: int) -> Interval:
+        """With an interval that allows for as much drift as there was between the highest levels."""
+        found, drift = self.law.predicted(size.n_params, tokens), self.drift or 0.0
+        return Interval(found.value, found.low / (1 + max(drift, 0.0)), found.high / (1 + min(drift, 0.0)))
 
     def _in_words(self, loss: Interval) -> str:
         factor, unit = (1.0, "nats per token") if self.bits_per_nat is None else (self.bits_per_nat, "bits per byte")

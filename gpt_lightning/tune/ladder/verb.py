@@ -2,10 +2,15 @@
 
     target FLOPs -> plan (plan.py) -> runs, each whole -> L(N, D) (law.py) -> best size, tokens and loss of the target
 
+A law says nothing of how far it holds. So the ladder asks itself first: the law of all levels but the highest, about
+the highest. By as much as it is off there, the interval of the target is wider on that side.
+
 All runs share the stack's learning rate, so it must be one that holds for other sizes: muP or CompleteP, as
 `tune transfer` writes into its tuned.yaml. Each run is kept as it ends; started again, the verb goes on behind it.
 """
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +18,7 @@ from typing import Any
 from gpt_lightning.run.build import open_corpora
 from gpt_lightning.run.stack import Stack
 from gpt_lightning.terminal import say, short
-from gpt_lightning.tune.ladder.law import fit_law
+from gpt_lightning.tune.ladder.law import Law, fit_law
 from gpt_lightning.tune.ladder.plan import Rung, options, plan_ladder, sizes_of
 from gpt_lightning.tune.ladder.result import LadderResult, LadderRun
 from gpt_lightning.tune.results import IfExists
@@ -71,10 +76,26 @@ def tune_ladder(job: Job) -> LadderResult:
         job.progress.update(bar, description=rung.key)
         runs.append(LadderRun(rung, **job.measured(rung.key, partial(_trained, stack, rung, settings))))
         job.progress.advance(bar, rung.flops)
+        if job.progress.disable:
+            say(f"{rung.key}: loss {runs[-1].loss:.4f}")
+    corpus_epochs = epochs(stack, open_corpora(stack)[0], 1.0)
+    return LadderResult(stack, own, sizes, runs, _law(runs), _drift(runs), flops, corpus_epochs)
+
+
+def _law(runs: Sequence[LadderRun]) -> Law:
     bits = runs[0].bits_per_byte
     highest_e = None if bits is None else HIGHEST_E * runs[0].loss / bits
-    law = fit_law([r.n_params for r in runs], [r.tokens for r in runs], [r.loss for r in runs], highest_e)
-    return LadderResult(stack, own, sizes, runs, law, flops, epochs(stack, open_corpora(stack)[0], 1.0))
+    return fit_law([r.n_params for r in runs], [r.tokens for r in runs], [r.loss for r in runs], highest_e)
+
+
+def _drift(runs: Sequence[LadderRun]) -> float | None:
+    """By which share the law of the levels below says too much of the highest; None where they are too few for one."""
+    below = [run for run in runs if run.rung.flops < runs[-1].rung.flops / 2]
+    try:
+        law = _law(below)
+    except ValueError:
+        return None
+    return statistics.mean(law.loss(run.n_params, run.tokens) / run.loss - 1 for run in runs[len(below) :])
 
 
 def _trained(stack: Stack, rung: Rung, settings: LadderConfig) -> dict[str, Any]:

@@ -87,7 +87,10 @@ def _tuned(job: Job, proxy: Size, tokens: int) -> TunedProxy:
         tokens=tokens, seeds=job.settings.seeds, val_tokens=job.settings.val_tokens, lengthen=False
     )
     part = replace(job, stack=job.stack.with_(proxy.options()), settings=settings, part=f"d_model {proxy.d_model}")
-    return TunedProxy(proxy, find_learning_rate(part, tokens))
+    tuned = TunedProxy(proxy, find_learning_rate(part, tokens))
+    if job.progress.disable:
+        say(f"d_model {proxy.d_model}: lr {tuned.found.lr:.3g}")
+    return tuned
 
 
 VERB = Verb("tune transfer", TransferConfig, tune_transfer, identity, passed=lambda result: result.stable)

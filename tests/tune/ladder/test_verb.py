@@ -9,6 +9,9 @@ import yaml
 from gpt_lightning.cli import main
 from gpt_lightning.run.stack import read_stack
 from gpt_lightning.tune.ladder import plan, verb
+from gpt_lightning.tune.ladder.plan import Rung
+from gpt_lightning.tune.ladder.result import LadderResult, LadderRun
+from gpt_lightning.tune.sizes import Size
 from tests.fixtures import arguments, error_lines
 
 STACK = {
@@ -56,6 +59,35 @@ def test_runs_are_kept_and_the_overlay_is_a_run_of_the_budget(folder, capsys):
     assert ladder() == 0
     assert Path("runs/ladder/measured.jsonl").read_text().splitlines() == journal, "the same run gave another loss"
     assert json.loads(Path("runs/ladder/result.json").read_text()) == found
+
+
+def planted_runs(bonus: float, levels=(1e12, 4e12, 16e12)) -> list[LadderRun]:
+    """Losses of a known law, those of the highest level so much lower."""
+    runs = []
+    for flops in levels:
+        for n_params in (4e4, 8e4, 16e4, 32e4):
+            tokens = flops / 6 / n_params
+            loss = 1.0 + 30 / n_params**0.25 + 40 / tokens**0.25
+            size = Size(None, int(n_params), 6 * n_params)
+            runs.append(LadderRun(Rung(size, round(tokens)), loss * (1 - bonus * (flops == levels[-1])), None))
+    return runs
+
+
+@pytest.mark.parametrize("bonus", [0.04, 0.0, -0.04])
+def test_an_interval_allows_for_what_the_law_missed_of_its_own_highest_level(bonus):
+    runs = planted_runs(bonus)
+    drift = verb._drift(runs)
+    assert drift == pytest.approx(1 / (1 - bonus) - 1, abs=2e-3)
+    law, size = verb._law(runs), runs[-1].rung.size
+    result = LadderResult({}, size, [size], runs, law, drift, 64e12, 0.0)
+    wide, narrow = result._predicted(size, 10**8), law.predicted(size.n_params, 10**8)
+    assert wide.value == narrow.value
+    assert wide.low / narrow.low == pytest.approx(min(1.0, 1 - bonus), abs=3e-3)
+    assert wide.high / narrow.high == pytest.approx(max(1.0, 1 - bonus), abs=3e-3)
+
+
+def test_two_levels_do_not_say_how_far_their_law_holds():
+    assert verb._drift(planted_runs(0.04, (1e12, 4e12))) is None
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,10 @@ def test_a_worker_that_is_asked_to_stop_saves_and_the_same_command_goes_on(folde
             time.sleep(1.0)
             process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
-    assert process.stderr.read().splitlines()[-1] == "stopped by SIGTERM; the same command goes on where it was"
+    assert (
+        process.stderr.read().splitlines()[-1]
+        == "stopped by SIGTERM; the same command, with --tune.if_exists resume, goes on"
+    )
     stopped = read_checkpoint(Path("runs/sweep/trials/0001/rung-1/checkpoints/last.ckpt"))["tokens_seen"]
     assert 0 < stopped < 100_000 and stopped % 10_000, "it was saved where it stopped"
     assert sweep(*(f"--{name}={value}" for name, value in flags.items())) == 0

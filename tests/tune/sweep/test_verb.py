@@ -175,7 +175,9 @@ def test_a_storage_that_no_longer_answers_and_ctrl_c_end_it_with_one_line(folder
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(worker, "train_rung", interrupted)
         sweep("--tune.storage=sqlite:///study.db")
-    assert capsys.readouterr().err.splitlines() == ["stopped by SIGINT; the same command goes on where it was"]
+    assert capsys.readouterr().err.splitlines() == [
+        "stopped by SIGINT; the same command, with --tune.if_exists resume, goes on"
+    ]
     assert sweep("--tune.storage=sqlite:///study.db") == 0 and len(result()["trials"]) == 9
 
 
