@@ -9,15 +9,17 @@ here, so that `generate` starts fast.
 """
 
 from dataclasses import asdict, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpt_lightning import files, sharded
+from gpt_lightning.data.characters import AnyTokenizer, read_tokenizer, tokenizer_beside
+from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.model.gpt import GPT, Block, GPTConfig
-from gpt_lightning.model.own_block import MakeBlock, block_spec, import_block
+from gpt_lightning.model.lora import merged
+from gpt_lightning.model.own_block import MakeBlock, block_spec, check_same_block, repeated_block
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -115,7 +117,7 @@ def check_same_model(checkpoint: dict[str, Any], config: GPTConfig, block: MakeB
     ]
     if differing:
         raise ValueError(f"the checkpoint has another architecture: {', '.join(differing)}")
-    _check_same_block(trained_block(checkpoint), block_spec(block))
+    check_same_block(trained_block(checkpoint), block_spec(block))
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -137,21 +139,15 @@ def checkpoint_digest(path: str | Path) -> str:
 
 def find_tokenizer(path: str | Path) -> Path:
     """The tokenizer.json of the run that `path`, a run folder or one of its checkpoints, belongs to."""
-    checkpoint = find_checkpoint(path)
-    for folder in (Path(path), checkpoint.parent, checkpoint.parent.parent):
-        if (folder / "tokenizer.json").is_file():
-            return folder / "tokenizer.json"
-    raise ValueError(
-        f"no tokenizer.json beside {checkpoint}; keep the checkpoint in its run folder, and if it was trained on "
-        "token ids that came without a tokenizer, copy theirs there"
-    )
+    find_checkpoint(path)
+    return tokenizer_beside(path)
 
 
 def gpt_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The weights of the GPT inside a checkpoint of a GPTModule."""
-    return {
-        key.removeprefix("gpt."): value for key, value in checkpoint["state_dict"].items() if key.startswith("gpt.")
-    }
+    """The weights of the GPT inside a checkpoint of a GPTModule; with those of LoRA, if any, merged into them."""
+    return merged(
+        {key.removeprefix("gpt."): value for key, value in checkpoint["state_dict"].items() if key.startswith("gpt.")}
+    )
 
 
 def load_gpt(path: str | Path, block: MakeBlock | str | None = None) -> GPT:
@@ -166,7 +162,7 @@ def gpt_of(checkpoint: dict[str, Any], block: MakeBlock | str | None = None) -> 
     """The GPT in a checkpoint that has been read."""
     if "gpt_config" not in checkpoint:
         raise ValueError("the checkpoint has no gpt_config; expected one written by gpt-lightning")
-    make = _repeated_block(trained_block(checkpoint), block)
+    make = repeated_block(trained_block(checkpoint), block)
     with torch.device("meta" if make is Block else "cpu"):  # buffers of a user's block are set in its constructor
         gpt = GPT(gpt_config_from_dict(checkpoint["gpt_config"]), make)
     gpt.load_state_dict(gpt_state(checkpoint), assign=True)
@@ -181,41 +177,14 @@ def trained_block(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     return block
 
 
-def _repeated_block(trained: dict[str, Any] | None, block: MakeBlock | str | None) -> MakeBlock:
-    """The block as the user repeats it, with the settings that it was trained with."""
-    if trained is None and block is None:
-        return Block
-    if block is None:
-        path = trained["class_path"] if trained else ""
-        raise ValueError(f"checkpoint was trained with block {path}; repeat --model.block {path}")
-    if isinstance(block, str):
-        if trained is None or block != trained["class_path"]:
-            raise ValueError(f"checkpoint was trained with block {_in_words(trained)}, here it is {block}")
-        block = import_block(block)
-    given = block_spec(block)
-    if trained and given and given["class_path"] == trained["class_path"] and not given["init_args"]:
-        return partial(block, **trained["init_args"])
-    _check_same_block(trained, given)
-    return block if given else Block
-
-
-def _check_same_block(trained: dict[str, Any] | None, given: dict[str, Any] | None) -> None:
-    if trained != given:
-        raise ValueError(f"checkpoint was trained with block {_in_words(trained)}, here it is {_in_words(given)}")
-
-
-def _in_words(spec: dict[str, Any] | None) -> str:
-    if spec is None:
-        return "the built-in one"
-    settings = ", ".join(f"{name} {value}" for name, value in spec["init_args"].items())
-    return f"{spec['class_path']} ({settings})" if settings else str(spec["class_path"])
-
-
-def load_gpt_weights(gpt: GPT, path: str | Path) -> None:
+def load_gpt_weights(gpt: GPT, path: str | Path, tokenizer: AnyTokenizer | None = None) -> int:
     """Copy the weights of a run folder or checkpoint into `gpt`; where that is sharded (FSDP2), all ranks call it.
 
+    tokenizer: of the data; where it has further markers, they begin as the mean of the rows that there are. A head for
+    labels stays as it was drawn where the checkpoint has none. Returns how many ids the checkpoint knows.
     Raises ValueError when the architectures differ.
     """
+    from gpt_lightning.model.growth import with_more_ids
     from gpt_lightning.model.sharding import is_sharded, load_whole_weights
 
     path = find_checkpoint(path)
@@ -226,10 +195,20 @@ def load_gpt_weights(gpt: GPT, path: str | Path) -> None:
         named = {f"gpt.{name}": value for name, value in weights.items()}
         sharded.read_tensors(sharded.model_tensors(named), path, together=True)
         gpt.load_state_dict(weights)
-        return
+        return gpt.config.vocab_size
     checkpoint = read_checkpoint(path, optimizer=False, mapped=True)
+    state = gpt_state(checkpoint)
+    n_ids, n_known = gpt.config.vocab_size, len(state["wte.weight"])
+    if n_known < n_ids and isinstance(tokenizer, Tokenizer) and tokenizer.extends(read_tokenizer(find_tokenizer(path))):
+        state = with_more_ids(state, n_ids)
+        checkpoint = {**checkpoint, "gpt_config": {**checkpoint["gpt_config"], "vocab_size": n_ids}}
+    trained, n_labels = checkpoint.get("gpt_config", {}), gpt.config.n_labels
+    if not trained.get("n_labels") and gpt.label_head is not None:
+        checkpoint = {**checkpoint, "gpt_config": {**checkpoint["gpt_config"], "n_labels": n_labels}}
+        state["label_head.weight"] = gpt.label_head.weight.detach().clone()
     check_same_model(checkpoint, gpt.config, gpt.block)
-    load_whole_weights(gpt, gpt_state(checkpoint))
+    load_whole_weights(gpt, state)
+    return n_known
 
 
 def _digest_file(path: Path) -> Path:

@@ -22,7 +22,7 @@ VERBS = {
     "tune sweep": ("gpt_lightning.tune.sweep.verb:VERB", "many runs over a search space, on any number of workers"),
     "report": ("gpt_lightning.report.page:main", "runs and studies -> one HTML page: tables, curves, samples"),
     "report select": ("gpt_lightning.serve.select:main", "the best of many runs, scored anew and laid out to deploy"),
-    "generate": ("gpt_lightning.serve.text:main", "write text with a run, a checkpoint or a Hugging Face folder"),
+    "generate": ("gpt_lightning.serve.generate:main", "write text with a run, a checkpoint or a Hugging Face folder"),
     "export": ("gpt_lightning.serve.convert:export_main", "run -> folder that Hugging Face transformers opens"),
     "import": ("gpt_lightning.serve.convert:import_main", "Hugging Face folder -> run folder"),
 }

@@ -14,23 +14,26 @@ from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import SumMetric
 
 from gpt_lightning.checkpoint import check_same_model, gpt_config_to_dict, load_gpt_weights
 from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.model.cross_entropy import IGNORED
+from gpt_lightning.model.facts import Facts
 from gpt_lightning.model.flops import count_parameters
+from gpt_lightning.model.freezing import set_trainable, train_new_rows
 from gpt_lightning.model.gpt import GPT, Block, GPTConfig
 from gpt_lightning.model.loss import CrossEntropy, Loss, MicroStep, token_nats
 from gpt_lightning.model.own_block import block_spec, own_block
 from gpt_lightning.model.own_loss import check_loss, load_loss
 from gpt_lightning.model.parametrization import parametrization
 from gpt_lightning.model.sharding import build_sharded
-from gpt_lightning.model.step_mean import StepMean, sum_dtype
-from gpt_lightning.optim.config import OptimConfig, timescale_weight_decay
+from gpt_lightning.model.step_mean import StepMean
+from gpt_lightning.model.trainable import TrainableConfig
+from gpt_lightning.optim.config import OptimConfig, with_decay_as_number
 from gpt_lightning.optim.groups import gradient_norm, number_by_model
 from gpt_lightning.optim.optimizer import TokenSchedule, build_optimizer
 from gpt_lightning.optim.schedules import ScheduleConfig, lr_multiplier
+from gpt_lightning.scores import Scores
 
 Batch = tuple[Tensor, ...]  # tokens, targets and, with a document mask, positions: (B, T) int64 each
 
@@ -47,6 +50,7 @@ class GPTModule(LightningModule):
         max_tokens: The horizon that the schedule refers to, in tokens; comes from the run's max_tokens.
         compile: Compile each block in place; a minute at the start, then faster steps.
         init_from: A run folder or a checkpoint whose weights to start from, with fresh optimizer and counters.
+        trainable: What of the model is trained.
     """
 
     loss: Loss
@@ -61,6 +65,7 @@ class GPTModule(LightningModule):
         max_tokens: int = 300_000_000,
         compile: bool = False,
         init_from: str | None = None,
+        trainable: TrainableConfig = TrainableConfig(),  # noqa: B008
     ):
         super().__init__()
         self.gpt_config, self.optim_config = gpt, optim
@@ -68,31 +73,33 @@ class GPTModule(LightningModule):
         object.__setattr__(self, "loss", check_loss(loss))
         self.block, self.block_spec, self.own_block = block, block_spec(block), own_block(block)
         self.schedule, self.max_tokens = schedule, max_tokens
-        self.compile_blocks, self.init_from = compile, init_from
+        self.compile_blocks, self.init_from, self.trainable = compile, init_from, trainable
         self.gpt: GPT | None = None  # built in configure_model, once the strategy is known
         self.tokens_seen = self._tokens_before_step = 0
         self.step = StepMean()
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self.skipped_steps: Tensor | None = None  # in a row, for gradients that were not finite
         self.token_bytes: Tensor | None = None  # (V,) bytes of text per token, where there is a tokenizer
-        self.total_nats, self.total_tokens, self.total_bytes = (SumMetric("disable") for _ in range(3))  # keep NaN
+        self.scores = Scores(gpt.n_labels)
 
     def configure_model(self) -> None:
         if self.gpt is not None:
             return
         self.gpt = build_sharded(self.gpt_config, self._device_mesh, self.block)
+        n_known_ids = None
         if self.init_from and not self.trainer.ckpt_path:
-            load_gpt_weights(self.gpt, self.init_from)
+            n_known_ids = load_gpt_weights(self.gpt, self.init_from, getattr(self._data, "tokenizer", None))
+        set_trainable(self.gpt, self.trainable, n_known_ids)
         if self.compile_blocks:
             self.gpt.compile_blocks()
 
     def setup(self, stage: str) -> None:
-        self.token_bytes = getattr(_datamodule(self), "token_bytes", None)
-        for metric in (self.total_nats, self.total_tokens, self.total_bytes):
-            metric.set_dtype(sum_dtype(self.device))
+        self.token_bytes = getattr(self._data, "token_bytes", None)
+        self.scores.set_dtype(self.device)
+        self.scores.negative = getattr(self._data, "negative", None)
 
     def on_fit_start(self) -> None:
-        tokenizer = getattr(_datamodule(self), "tokenizer", None)
+        tokenizer = getattr(self._data, "tokenizer", None)
         self.loss.check_run(self.gpt_config, tokenizer and tokenizer.sha256)
         self.loss.to(self.device)
 
@@ -110,16 +117,18 @@ class GPTModule(LightningModule):
         return self.step.add(loss, count, self._text_bytes(targets), targets.numel())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        targets = batch[1]
-        self.total_nats.update(self._nats(batch).sum(dtype=sum_dtype(self.device)))
-        self.total_tokens.update((targets != IGNORED).sum())
-        self.total_bytes.update(self._text_bytes(targets))
+        (hidden, nats), targets = self._hidden_and_nats(batch), batch[1]
+        self.scores.update(nats, targets, self._text_bytes(targets))
+        if self.gpt_config.n_labels:
+            counted = targets != IGNORED
+            self.scores.update_labels(self._net.logits(hidden[counted]).argmax(-1), targets[counted])
 
     test_step = validation_step
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of each sequence in nats per token, (B,); NaN for one that is all padding."""
-        return self._nats(batch).sum(1) / (batch[1] != IGNORED).sum(1)
+        _, nats = self._hidden_and_nats(batch)
+        return nats.sum(1) / (batch[1] != IGNORED).sum(1)
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -128,11 +137,14 @@ class GPTModule(LightningModule):
         self._log_scores("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        config = self._optim_config()
+        batch_tokens = getattr(self._data, "batch_tokens", None)
+        n_params = count_parameters(self.gpt_config, self.own_block).non_embedding
+        config = with_decay_as_number(self.optim_config, batch_tokens, self.max_tokens, n_params)
         numbers = parametrization(self.gpt_config, config.hidden_update).roles
-        optimizer = build_optimizer(dict(self._net.named_parameters()), self._net.facts(), config, numbers)
+        parameters = {name: p for name, p in self._net.named_parameters() if p.requires_grad}
+        optimizer = build_optimizer(parameters, self._trained_facts(), config, numbers)
         # The middle of a step's tokens: never a learning rate of 0, and the same area under the curve for any batch.
-        data, n_ranks = _datamodule(self), self.trainer.world_size
+        data, n_ranks = self._data, self.trainer.world_size
         micro_step = micro_step_tokens(data.micro_batch_size, data.context_length, n_ranks) if data else 0
 
         def multiplier(step: int) -> float:
@@ -173,9 +185,10 @@ class GPTModule(LightningModule):
             checkpoint["block"] = self.block_spec
         checkpoint["loss"] = self.loss.state_dict()
         checkpoint["tokens_seen"] = self.tokens_seen
+        checkpoint["n_known_ids"] = self._net.n_known_ids
         checkpoint["optimizer"] = self.optim_config.hidden_update
         if self._device_mesh is None and "optimizer_states" in checkpoint:
-            facts = self._net.facts()
+            facts = self._trained_facts()
             checkpoint["optimizer_states"] = [number_by_model(s, facts) for s in checkpoint["optimizer_states"]]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -191,6 +204,8 @@ class GPTModule(LightningModule):
         if self.trainer.state.fn == "fit":
             load_loss(self.loss, checkpoint.get("loss", {}))
         self.tokens_seen = checkpoint["tokens_seen"]
+        if self.gpt is not None and checkpoint.get("n_known_ids") is not None:
+            train_new_rows(self.gpt, checkpoint["n_known_ids"])
 
     @property
     def lr(self) -> float:
@@ -205,26 +220,22 @@ class GPTModule(LightningModule):
         for config in self.trainer.lr_scheduler_configs:  # or a LambdaLR would go on from the old one
             config.scheduler.base_lrs = [value] * len(config.scheduler.optimizer.param_groups)
 
-    def _optim_config(self) -> OptimConfig:
-        """The optimizer's settings, with the weight decay as a number."""
-        config = self.optim_config
-        if config.weight_decay != "timescale":
-            return config
-        batch_tokens = getattr(_datamodule(self), "batch_tokens", None)
-        if batch_tokens is None:
-            raise ValueError("weight_decay timescale needs the CorpusDataModule's batch_tokens; give a number instead")
-        n_params = count_parameters(self.gpt_config, self.own_block).non_embedding
-        decay = timescale_weight_decay(config.lr, batch_tokens, self.max_tokens, n_params)
-        return replace(config, weight_decay=decay)
+    @property
+    def _data(self) -> Any:
+        return getattr(self.trainer, "datamodule", None)
 
     @property
     def _net(self) -> GPT:
         assert self.gpt is not None, "configure_model has not run"
         return self.gpt
 
-    def _nats(self, batch: Batch) -> Float[Tensor, "batch time"]:
+    def _hidden_and_nats(self, batch: Batch) -> tuple[Tensor, Float[Tensor, "batch time"]]:
         hidden = self._net.hidden_states(batch[0], None, *batch[2:])
-        return token_nats(hidden, self._net.readout, batch[1], self.loss.chunk_tokens)
+        return hidden, token_nats(hidden, self._net.readout, batch[1], self.loss.chunk_tokens)
+
+    def _trained_facts(self) -> dict[str, Facts]:
+        trained = {name for name, p in self._net.named_parameters() if p.requires_grad}
+        return {name: facts for name, facts in self._net.facts().items() if name in trained}
 
     def _text_bytes(self, targets: Tensor) -> Tensor:
         """Bytes of text of the targets that are not -100; 0 without a tokenizer."""
@@ -234,17 +245,6 @@ class GPTModule(LightningModule):
         return (self.token_bytes[targets.clamp(min=0)] * (targets != IGNORED)).sum()
 
     def _log_scores(self, split: str) -> None:
-        nats, tokens = self.total_nats.compute(), self.total_tokens.compute()
-        loss = nats / tokens
-        scores = {f"{split}/loss": loss, f"{split}/perplexity": loss.exp()}
-        text_bytes = self.total_bytes.compute()
-        if text_bytes > 0:
-            scores[f"{split}/bits_per_byte"] = nats / text_bytes / torch.log(torch.tensor(2.0, dtype=nats.dtype))
+        scores = {f"{split}/{name}": value for name, value in self.scores.compute().items()}
         # Loggers get them from callbacks/metrics.py. They are of all ranks already; without sync_dist Lightning warns.
-        self.log_dict({key: value.float() for key, value in scores.items()}, logger=False, sync_dist=True)
-        for metric in (self.total_nats, self.total_tokens, self.total_bytes):
-            metric.reset()
-
-
-def _datamodule(module: LightningModule) -> Any:
-    return getattr(module.trainer, "datamodule", None)
+        self.log_dict(scores, logger=False, sync_dist=True)

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "gpt_lightning"
 FLOORS = [  # lowest first; rooms on one floor do not know each other
     {"files", "terminal"},
     {"model", "data", "optim", "report", "sharded"},
-    {"checkpoint"},
+    {"checkpoint", "scores"},
     {"module", "callbacks", "evaluate", "distillation"},
     {"run"},
     {"tune", "serve"},

@@ -1,5 +1,6 @@
 """The README's commands run: each `gpt-lightning` line as it stands, made small by flags laid over it."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -48,6 +49,7 @@ def test_every_command_runs_in_the_order_it_is_read(tmp_path, monkeypatch, capsy
     monkeypatch.setenv("WANDB_SILENT", "true")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     write_text(tmp_path / "my.txt")
+    write_examples(tmp_path)
     assert len(COMMANDS) >= 8
     for command in COMMANDS:
         n_words = 2 if command.split()[1] == "tune" else 1
@@ -65,6 +67,15 @@ def test_every_command_runs_in_the_order_it_is_read(tmp_path, monkeypatch, capsy
             options += ["--max_new_tokens=3"]
         assert cli.main([*verb.split(), *options]) == 0, command + "\n" + capsys.readouterr().err
         assert verb not in TUNE or tuned.is_file(), command
+
+
+def write_examples(folder: Path) -> None:
+    """Conversations and labelled texts."""
+    chat = [
+        [{"role": "user", "content": f"is {i} odd?"}, {"role": "assistant", "content": "?!"[i % 2]}] for i in range(40)
+    ]
+    (folder / "chat.jsonl").write_text("".join(json.dumps({"messages": one}) + "\n" for one in chat))
+    (folder / "labels.csv").write_text("text,label\n" + "".join(f"is {i} odd?,{i % 2}\n" for i in range(40)))
 
 
 def test_names_every_tuning_verb():

@@ -92,6 +92,8 @@ def training_numbers(latest: dict[str, float]) -> str:
 def validation_line(latest: dict[str, float]) -> str:
     """One line that stays on the screen after a validation."""
     line = f"{latest['tokens']:>14,.0f} tokens  val loss {latest['val/loss']:.4f}"
+    if "val/accuracy" in latest:
+        line += f"  accuracy {latest['val/accuracy']:.2%}"
     if "val/bits_per_byte" in latest:
         line += f"  {latest['val/bits_per_byte']:.4f} bits/byte"
     if "throughput/tokens_per_second" in latest:

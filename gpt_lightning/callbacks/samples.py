@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
+from gpt_lightning.data.examples.encode import chat_prompt
 from gpt_lightning.model.sampling import SamplingConfig, generate_tokens
 
 
@@ -17,7 +18,7 @@ class Samples(Callback):
     """Generate a text at every validation.
 
     Args:
-        prompt: What the text starts from; nothing means the start of a document.
+        prompt: What the text starts from, and of a chat what the user says; nothing means the start of a document.
         max_new_tokens: Length of the sample in tokens; 0 turns samples off.
         temperature: Sampling temperature; 0 is greedy.
         path: The file to append to; the run's samples.txt when not given.
@@ -38,18 +39,21 @@ class Samples(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         datamodule = getattr(trainer, "datamodule", None)
-        tokenizer = getattr(datamodule, "tokenizer", None)
+        tokenizer = None if getattr(datamodule, "labels", ()) else getattr(datamodule, "tokenizer", None)
         if tokenizer is None or trainer.sanity_checking or trainer.state.fn != "fit" or not self.config.max_new_tokens:
             return
         # Every rank takes part: under FSDP each holds a piece of the weights.
-        text = self.prompt + self._generate(pl_module.gpt, tokenizer)
+        border = "\n" if tokenizer.chat_ids is not None and self.prompt else ""
+        text = self.prompt + border + self._generate(pl_module.gpt, tokenizer)
         if trainer.is_global_zero:
             self._write(trainer, text, pl_module.tokens_seen)
 
     def _generate(self, gpt: Any, tokenizer: Any) -> str:
         prompt = tokenizer.encode(self.prompt) or [tokenizer.start_id]
+        if tokenizer.chat_ids is not None and self.prompt:
+            prompt = chat_prompt([{"role": "user", "content": self.prompt}], tokenizer, gpt.config.context_length)
         gpt.eval()  # Lightning has already gone back to training mode
-        steps = generate_tokens(gpt, [prompt[-gpt.config.context_length :]], self.config, tokenizer.eot_id)
+        steps = generate_tokens(gpt, [prompt[-gpt.config.context_length :]], self.config, tokenizer.stop_ids)
         tokens = [step[0] for step in steps if step[0] is not None]
         gpt.train()
         return tokenizer.decode(tokens)

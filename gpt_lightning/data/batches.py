@@ -5,16 +5,17 @@ slow it down. World size enters in one way: a micro-step takes the next micro_ba
 every world_size-th of them from r on, so the samples of a step do not depend on how many ranks share them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from gpt_lightning.data.examples.packed import AnySplit
 from gpt_lightning.data.order import Order
-from gpt_lightning.data.shards import Split
+from gpt_lightning.data.shards import Windows
 
 Batch = TypeVar("Batch")
-Finish = Callable[[np.ndarray, np.ndarray], Batch]  # (tokens, targets) -> what the trainer wants
+Finish = Callable[[Windows], Batch]  # -> what the trainer wants
 Rearrange = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (rows, their sample numbers) -> rows of the same shape
 
 
@@ -61,13 +62,13 @@ class TrainBatches(Generic[Batch]):
     """Endless batches of one rank.
 
     `start` tells, when an iteration begins, how many samples all ranks have consumed; `finish` makes a batch of
-    `(tokens, targets)`, int64 [micro_batch_size, context_length] each; `rearrange`, if any, changes rows before that.
+    micro_batch_size windows; `rearrange`, if any, changes them before that, as rows of context_length + 1 tokens.
     """
 
     def __init__(
         self,
         order: Order,
-        splits: list[Split],
+        splits: Sequence[AnySplit],
         shape: BatchShape,
         start: Callable[[], int],
         finish: Finish[Batch],
@@ -82,24 +83,30 @@ class TrainBatches(Generic[Batch]):
         while True:
             corpus_ids, windows = self._order.samples(consumed, count)
             mine = slice(shape.rank, None, shape.world_size)
-            rows = self._rows(corpus_ids[mine], windows[mine])
+            found = self._windows(corpus_ids[mine], windows[mine])
             if self._rearrange is not None:
-                rows = self._rearrange(rows, np.arange(consumed, consumed + count)[mine])
-            yield self._finish(rows[:, :-1], rows[:, 1:])
+                rows = self._rearrange(found.rows, np.arange(consumed, consumed + count)[mine])
+                found = Windows(rows[:, :-1], rows[:, 1:])
+            yield self._finish(found)
             consumed += count
 
-    def _rows(self, corpus_ids: np.ndarray, windows: np.ndarray) -> np.ndarray:
-        rows = np.empty((len(windows), self._shape.context_length + 1), dtype=np.int64)
+    def _windows(self, corpus_ids: np.ndarray, windows: np.ndarray) -> Windows:
+        tokens, targets = (np.empty((len(windows), self._shape.context_length), dtype=np.int64) for _ in range(2))
+        positions: np.ndarray | None = None
         for i, split in enumerate(self._splits):
             mine = corpus_ids == i
-            rows[mine] = split.windows(windows[mine], self._shape.context_length)
-        return rows
+            found = split.windows(windows[mine], self._shape.context_length)
+            tokens[mine], targets[mine] = found.tokens, found.targets
+            if found.positions is not None:  # text beside them is one document per row
+                positions = np.tile(np.arange(tokens.shape[1]), (len(tokens), 1)) if positions is None else positions
+                positions[mine] = found.positions
+        return Windows(tokens, targets, positions)
 
 
 class FixedBatches(Generic[Batch]):
     """Every target of `split` once, over all ranks; as many full batches on each rank, padded with ignored rows."""
 
-    def __init__(self, split: Split, shape: BatchShape, finish: Finish[Batch]) -> None:
+    def __init__(self, split: AnySplit, shape: BatchShape, finish: Finish[Batch]) -> None:
         self._split, self._shape, self._finish = split, shape, finish
 
     def __len__(self) -> int:
@@ -111,4 +118,4 @@ class FixedBatches(Generic[Batch]):
         for batch in range(len(self)):
             rows = batch * shape.micro_batch_size + np.arange(shape.micro_batch_size)
             windows = self._split.validation_windows(shape.context_length, rows * shape.world_size + shape.rank)
-            yield self._finish(*windows)
+            yield self._finish(windows)

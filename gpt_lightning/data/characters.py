@@ -85,3 +85,16 @@ def read_tokenizer(path: Path | str) -> AnyTokenizer:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return characters or Tokenizer.from_file(path)
+
+
+def tokenizer_beside(path: Path | str) -> Path:
+    """The tokenizer.json of a run folder, or of the run that a checkpoint in one belongs to. Raises ValueError."""
+    path = Path(path)
+    is_checkpoint = path.is_file() or path.suffix == ".ckpt"  # one in shards is a folder
+    for folder in (path.parent, path.parent.parent) if is_checkpoint else (path,):
+        if (folder / "tokenizer.json").is_file():
+            return folder / "tokenizer.json"
+    raise ValueError(
+        f"no tokenizer.json beside {path}; keep the checkpoint in its run folder, and if it was trained on token ids "
+        "that came without a tokenizer, copy theirs there"
+    )

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from gpt_lightning.data.characters import AnyTokenizer
 from gpt_lightning.data.corpus import Corpus
 from gpt_lightning.data.digests import turn
-from gpt_lightning.data.shards import Split
+from gpt_lightning.data.examples.packed import AnySplit
 from gpt_lightning.files import write_text
 
 COMPRESSED_BYTES = 50_000_000  # of held-out text at most: xz -9e manages a few MB per second
@@ -26,7 +26,7 @@ REMEMBERED = "compression.json"
 _DECODE_TOKENS = 1 << 20
 
 
-def text_of(split: Split, tokenizer: AnyTokenizer, skip: int = 0) -> Iterator[bytes]:
+def text_of(split: AnySplit, tokenizer: AnyTokenizer, skip: int = 0) -> Iterator[bytes]:
     """The text behind a split, in pieces, without the first `skip` tokens of each shard."""
     for shard in split.shards:
         for start in range(skip, len(shard.tokens), _DECODE_TOKENS):
@@ -77,11 +77,11 @@ def _xz_bytes(text: bytes) -> int:
 def measure(corpora: Sequence[Corpus], name: str, trained_on: Sequence[Corpus] | None = None) -> dict[str, float]:
     """All three for the tokens that the windows of the named split score: all but the first of each shard.
 
-    trained_on: whose training text xz has read; their own when not given. Empty without a tokenizer; without xz after
-    training text where that is too long or of unknown length.
+    trained_on: whose training text xz has read; their own when not given. Empty without a tokenizer, and for examples,
+    of which only answers are scored; without xz after training text where that is too long or of unknown length.
     """
     tokenizer = corpora[0].tokenizer
-    if tokenizer is None:
+    if tokenizer is None or any(corpus.examples for corpus in corpora):
         return {}
     splits = [corpus.split(name) for corpus in corpora]
     trains = [corpus.split("train") for corpus in trained_on or corpora]

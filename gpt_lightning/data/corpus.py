@@ -6,9 +6,10 @@
              train-00000.idx   uint64 end of each document, in tokens
              val-00000.bin ...
 
-Opening costs no more than a few file sizes, so it is done every time; it finds a shard that was truncated, padded or
-swapped and a tokenizer that is not the corpus's. Before the first training `check_digests` reads everything once and
-finds a single flipped bit; `verify` does so again.
+One of packed examples has other files beside the ids (examples/packed.py). Opening costs no more than a few file sizes,
+so it is done every time; it finds a shard that was truncated, padded or swapped and a tokenizer that is not the
+corpus's. Before the first training `check_digests` reads everything once and finds a single flipped bit; `verify` does
+so again.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ import numpy as np
 
 from gpt_lightning.data import digests, formats
 from gpt_lightning.data.characters import AnyTokenizer, read_tokenizer
+from gpt_lightning.data.examples.packed import SUFFIXES, AnySplit, PackedShard, PackedSplit, open_packed
 from gpt_lightning.data.nanogpt_meta import read_meta
 from gpt_lightning.data.prepare.writer import FORMAT, VERSION
 from gpt_lightning.data.shards import Shard, Split, map_file
@@ -43,10 +45,25 @@ class Corpus:
     eot_id: int | None
     tokenizer: AnyTokenizer | None
     identity: str
-    splits: Mapping[str, Split]
+    splits: Mapping[str, AnySplit]
     manifest: Mapping[str, Any]
 
-    def split(self, name: str) -> Split:
+    @property
+    def examples(self) -> Mapping[str, Any] | None:
+        """Of packed examples: their kind, labels, context_length and counts; None where this is text."""
+        return self.manifest.get("examples")
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes, where targets are their numbers."""
+        return list(self.examples["labels"]) if self.examples else []
+
+    @property
+    def negative(self) -> int | None:
+        """Which of the labels stands for no relation, if one does."""
+        return self.examples["negative"] if self.examples else None
+
+    def split(self, name: str) -> AnySplit:
         """Raises ValueError naming the splits that there are."""
         if name not in self.splits:
             raise ValueError(f"corpus {self.path} has no split {name!r}; it has {', '.join(self.splits)}")
@@ -95,6 +112,24 @@ def _open_tokenizer(path: Path, manifest: dict[str, Any]) -> Tokenizer:
     return tokenizer
 
 
+def _suffixes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """The files of a shard."""
+    return tuple(SUFFIXES) if "examples" in manifest else ("bin", "idx")
+
+
+def _open_splits(path: Path, manifest: Mapping[str, Any], dtype: np.dtype, vocab_size: int) -> dict[str, AnySplit]:
+    if "examples" in manifest:
+        packed: dict[str, list[PackedShard]] = {}
+        for entry in manifest["shards"]:
+            packed.setdefault(entry["split"], []).append(open_packed(path, entry, dtype))
+        row = manifest["examples"]["context_length"]
+        return {name: PackedSplit(tuple(packed[name]), row) for name in SPLITS if name in packed}
+    shards: dict[str, list[Shard]] = {}
+    for entry in manifest["shards"]:
+        shards.setdefault(entry["split"], []).append(_open_shard(path, entry, dtype, vocab_size))
+    return {name: Split(tuple(shards[name])) for name in SPLITS if name in shards}
+
+
 def _open_prepared(path: Path) -> Corpus:
     manifest = read_manifest(path)
     try:
@@ -102,11 +137,13 @@ def _open_prepared(path: Path) -> Corpus:
             raise ValueError(f"{path}: token dtype is {manifest['dtype']!r}, expected uint16 or uint32")
         dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
         tokenizer = _open_tokenizer(path, manifest)
-        shards: dict[str, list[Shard]] = {}
-        for entry in manifest["shards"]:
-            shards.setdefault(entry["split"], []).append(_open_shard(path, entry, dtype, tokenizer.vocab_size))
+        splits = _open_splits(path, manifest, dtype, tokenizer.vocab_size)
         decisive = {key: manifest[key] for key in ("dtype", "vocab_size", "eot_id", "tokenizer_sha256")}
-        decisive["shards"] = [[e["name"], e["tokens"], e["bin_sha256"], e["idx_sha256"]] for e in manifest["shards"]]
+        suffixes = _suffixes(manifest)
+        decisive["shards"] = [
+            [entry["name"], entry["tokens"], *(entry[f"{suffix}_sha256"] for suffix in suffixes)]
+            for entry in manifest["shards"]
+        ]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}/manifest.json lacks {error}; prepare the corpus again") from None
     return Corpus(
@@ -115,7 +152,7 @@ def _open_prepared(path: Path) -> Corpus:
         eot_id=tokenizer.eot_id,
         tokenizer=tokenizer,
         identity=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
-        splits={name: Split(tuple(shards[name])) for name in SPLITS if name in shards},
+        splits=splits,
         manifest=manifest,
     )
 
@@ -181,7 +218,8 @@ def check_digests(corpus: Corpus, afresh: bool = False) -> None:
     Raises ValueError naming the bad file. Foreign formats carry no checksums and pass.
     """
     shards = corpus.manifest.get("shards", ())
-    pairs = [(f"{e['name']}.{suffix}", e[f"{suffix}_sha256"]) for e in shards for suffix in ("bin", "idx")]
+    suffixes = _suffixes(corpus.manifest)
+    pairs = [(f"{e['name']}.{suffix}", e[f"{suffix}_sha256"]) for e in shards for suffix in suffixes]
     digests.check(corpus.path, dict(pairs), afresh)
 
 

@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -17,6 +16,8 @@ from torch import Tensor
 from gpt_lightning.data.batches import BatchShape, FixedBatches, TrainBatches, accumulation, document_positions
 from gpt_lightning.data.characters import AnyTokenizer
 from gpt_lightning.data.corpus import Corpus
+from gpt_lightning.data.examples.kinds import ExamplesConfig
+from gpt_lightning.data.examples.packed import AnySplit, joined
 from gpt_lightning.data.fim import FillInTheMiddle
 from gpt_lightning.data.mixture import (
     BATCH_TOKENS,
@@ -24,16 +25,19 @@ from gpt_lightning.data.mixture import (
     CORPORA_DIR,
     CORPUS,
     MICRO_BATCH_SIZE,
+    Reading,
     as_mixture,
+    check_documents,
+    of_most_ids,
     open_mixture,
     open_val_corpora,
+    training_order,
 )
 from gpt_lightning.data.order import Order
 from gpt_lightning.data.prepare.prepare import PrepareConfig
-from gpt_lightning.data.shards import Split
+from gpt_lightning.data.shards import Windows
 
-# tokens, targets and, with a document mask, positions: int64 [micro_batch_size, context_length] each
-TensorBatch = tuple[Tensor, ...]
+TensorBatch = tuple[Tensor, ...]  # tokens, targets, maybe positions: int64 [micro_batch_size, context_length] each
 
 
 class CorpusDataModule(LightningDataModule):
@@ -53,7 +57,9 @@ class CorpusDataModule(LightningDataModule):
             needs prepare.fim. Validation text stays as it is.
         fim_spm_rate: share of those that are written suffix first (SPM).
         prepare: how raw text becomes a corpus.
+        examples: what the rows of `corpus` are, where they are examples to fine-tune on.
         corpora_dir: folder for corpora prepared on first use.
+        base: the run whose tokenizer examples are encoded with; comes from model.init_from.
     """
 
     def __init__(
@@ -68,46 +74,53 @@ class CorpusDataModule(LightningDataModule):
         fim_rate: float = 0.0,
         fim_spm_rate: float = 0.5,
         prepare: PrepareConfig = PrepareConfig(),  # noqa: B008 (frozen)
+        examples: ExamplesConfig = ExamplesConfig(),  # noqa: B008
         corpora_dir: str = CORPORA_DIR,
+        base: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("context_length", context_length), ("micro_batch_size", micro_batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
+        if context_length < 1 or micro_batch_size < 1:
+            raise ValueError(f"{context_length=}, {micro_batch_size=}; expected at least 1")
         for name, share in (("fim_rate", fim_rate), ("fim_spm_rate", fim_spm_rate)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share}; expected a share from 0 to 1")
         self.mixture = as_mixture(corpus)
         self.context_length, self.micro_batch_size, self.batch_tokens = context_length, micro_batch_size, batch_tokens
-        self.seed, self.prepare_config, self.corpora_dir = seed, prepare, corpora_dir
+        self.seed, self.reading = seed, Reading(prepare, corpora_dir, examples, context_length, base)
         self.document_mask, self.fim_rate, self.fim_spm_rate = document_mask, fim_rate, fim_spm_rate
         self.val_corpus = val_corpus
         self.samples_consumed = 0
-        self._corpora: list[Corpus] = []
-        self._val_corpora: list[Corpus] = []
+        self._corpora, self._val_corpora = list[Corpus](), list[Corpus]()
 
     @property
     def corpora(self) -> list[Corpus]:
         """The opened corpora, prepared first where they are still text. Raises ValueError as both do."""
         if not self._corpora:
-            self._corpora = open_mixture(self.mixture, self.prepare_config, self.corpora_dir)
+            self._corpora = open_mixture(self.mixture, self.reading)
         return self._corpora
 
     @property
     def val_corpora(self) -> list[Corpus]:
         """Those whose validation and test splits are scored."""
         if not self._val_corpora:
-            self._val_corpora = open_val_corpora(self.val_corpus, self.corpora, self.prepare_config, self.corpora_dir)
+            self._val_corpora = open_val_corpora(self.val_corpus, self.corpora, self.reading)
         return self._val_corpora
 
     @property
     def vocab_size(self) -> int:
-        return self.corpora[0].vocab_size
+        return of_most_ids(self.corpora).vocab_size
 
     @property
     def tokenizer(self) -> AnyTokenizer | None:
         """None where token files of another program come without one."""
-        return self.corpora[0].tokenizer
+        return of_most_ids(self.corpora).tokenizer
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes, where targets are their numbers."""
+        return self.corpora[0].labels
+
+    negative = property(lambda self: self.corpora[0].negative, doc="The number of the label of no relation, if any.")
 
     @property
     def eot_id(self) -> int | None:
@@ -115,8 +128,9 @@ class CorpusDataModule(LightningDataModule):
 
     @property
     def token_bytes(self) -> Tensor | None:
-        """int64 [vocab_size]: bytes of text per id; None without a tokenizer."""
-        return None if self.tokenizer is None else torch.from_numpy(self.tokenizer.token_bytes.copy())
+        """int64 [vocab_size]: bytes of text per id; None without a tokenizer, and where targets are no text."""
+        tokenizer = None if self.labels else self.tokenizer
+        return None if tokenizer is None else torch.from_numpy(tokenizer.token_bytes.copy())
 
     @property
     def identity(self) -> str:
@@ -136,21 +150,11 @@ class CorpusDataModule(LightningDataModule):
 
     def order(self) -> Order:
         """The sample order. Raises ValueError if a corpus is shorter than one window."""
-        sizes = []
-        for corpus in self.corpora:
-            split = corpus.split("train")
-            sizes.append(split.n_windows(self.context_length))
-            if not sizes[-1]:
-                raise ValueError(
-                    f"corpus {corpus.path} has {split.n_tokens} training tokens; context_length {self.context_length} "
-                    f"needs {self.context_length + 1} in one shard: lower it or bring more text"
-                )
-        return Order(self.seed, list(self.mixture.values()), sizes)
+        return training_order(self.corpora, list(self.mixture.values()), self.seed, self.context_length)
 
-    def fixed_split(self, name: str) -> Split:
+    def fixed_split(self, name: str) -> AnySplit:
         """The named split of every corpus that is scored, as one; val stands in where one has no test split."""
-        corpora = [(corpus, name if name in corpus.splits else "val") for corpus in self.val_corpora]
-        split = Split(tuple(shard for corpus, own in corpora for shard in corpus.split(own).shards))
+        split = joined([c.split(name if name in c.splits else "val") for c in self.val_corpora])
         if not split.n_validation_windows(self.context_length):
             scored = self.val_corpus or ", ".join(self.mixture)
             raise ValueError(f"the {name} split of {scored} has no target; bring more text")
@@ -162,11 +166,8 @@ class CorpusDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the corpora. Raises ValueError for one too short, or without the separator that a mask needs."""
-        if self.document_mask and self.eot_id is None:
-            raise ValueError(
-                f"data.document_mask needs the id that ends a document, and the tokenizer of {', '.join(self.mixture)} "
-                "is unknown or has none; leave it off, or prepare the text itself"
-            )
+        if self.document_mask:
+            check_documents(self.corpora)
         if stage in (None, "fit"):
             self.order()
             self._rearrange()
@@ -179,31 +180,33 @@ class CorpusDataModule(LightningDataModule):
     def val_dataloader(self) -> FixedBatches[TensorBatch]:
         return FixedBatches(self.fixed_split("val"), self._shape(), self._to_batch)
 
+    predict_dataloader = val_dataloader
+
     def test_dataloader(self) -> FixedBatches[TensorBatch]:
         return FixedBatches(self.fixed_split("test"), self._shape(), self._to_batch)
-
-    def predict_dataloader(self) -> FixedBatches[TensorBatch]:
-        return self.val_dataloader()
 
     def _rearrange(self) -> FillInTheMiddle | None:
         if not self.fim_rate:
             return None
+        if any(corpus.examples for corpus in self.corpora):
+            raise ValueError("data.fim_rate rearranges text, and data.corpus are examples; leave it out")
         return FillInTheMiddle(self.tokenizer, self.seed, self.fim_rate, self.fim_spm_rate)
 
     def _shape(self) -> BatchShape:
         return BatchShape(self.micro_batch_size, self.context_length, *self.replica)
 
-    def _to_batch(self, tokens: np.ndarray, targets: np.ndarray) -> TensorBatch:
+    def _to_batch(self, windows: Windows) -> TensorBatch:
         """Raises ValueError for an id that the vocabulary does not have."""
+        tokens, targets, positions = windows
         if tokens.max() >= self.vocab_size or tokens.min() < 0 or targets.max() >= self.vocab_size:
             largest = max(tokens.max(), targets.max())
             raise ValueError(
                 f"{', '.join(self.mixture)}: token ids {tokens.min()} to {largest} found, the vocabulary has "
                 f"{self.vocab_size}; is this the right tokenizer?"
             )
-        arrays = [tokens, targets]
-        if self.document_mask and self.eot_id is not None:
-            arrays.append(document_positions(tokens, self.eot_id))
+        if positions is None and self.document_mask and self.eot_id is not None:
+            positions = document_positions(tokens, self.eot_id)
+        arrays = [tokens, targets, *([] if positions is None else [positions])]
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         batch = [torch.from_numpy(array).contiguous() for array in arrays]
         return tuple(tensor.pin_memory() if on_gpu else tensor for tensor in batch)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gpt_lightning.data.characters import AnyTokenizer
-from gpt_lightning.data.stored_tokenizer import FIM_MARKERS, FimIds
+from gpt_lightning.data.markers import FIM_MARKERS, FimIds
 from gpt_lightning.data.tokenizer import Tokenizer
 
 _STREAM = 0xF1  # keeps these random numbers apart from those of the sample order

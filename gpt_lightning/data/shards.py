@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,19 @@ def map_file(path: Path, dtype: np.dtype | str, offset: int = 0, count: int | No
     if count == 0:
         return np.zeros(0, dtype)  # an empty file cannot be mapped
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,)).view(np.ndarray)
+
+
+class Windows(NamedTuple):
+    """int64 [n, context_length] each. positions: of each token in its own document; None where it sees all others."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray | None = None
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Of text, where targets are the tokens that follow: int64 [n, context_length + 1]."""
+        return np.concatenate([self.tokens, self.targets[:, -1:]], axis=1)
 
 
 @dataclass(frozen=True)
@@ -69,8 +83,8 @@ class Split:
         """How many full windows of context_length + 1 tokens there are."""
         return int((self._targets // context_length).sum())
 
-    def windows(self, indices: Sequence[int] | np.ndarray, context_length: int) -> np.ndarray:
-        """int64 [len(indices), context_length + 1]: window w of a shard is its tokens [w T, w T + T + 1)."""
+    def windows(self, indices: Sequence[int] | np.ndarray, context_length: int) -> Windows:
+        """Window w of a shard is its tokens [w T, w T + T), and the targets are those that follow each."""
         firsts = np.cumsum(self._targets // context_length)
         rows = np.empty((len(indices), context_length + 1), dtype=np.int64)
         shards = np.searchsorted(firsts, indices, side="right")
@@ -78,20 +92,14 @@ class Split:
             before = firsts[shard - 1] if shard else 0
             start = (int(index) - int(before)) * context_length
             row[:] = self.shards[shard].tokens[start : start + context_length + 1]
-        return rows
-
-    def window(self, index: int, context_length: int) -> np.ndarray:
-        """int64 [context_length + 1]."""
-        return self.windows([index], context_length)[0]
+        return Windows(rows[:, :-1], rows[:, 1:])
 
     def n_validation_windows(self, context_length: int) -> int:
         """How many windows score every target of the split once; the last of each shard may be padded."""
         return int((-(-self._targets // context_length)).sum())
 
-    def validation_windows(
-        self, context_length: int, indices: Sequence[int] | np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`(tokens, targets)`, int64 [n, context_length] each, of the given validation windows (default: all).
+    def validation_windows(self, context_length: int, indices: Sequence[int] | np.ndarray | None = None) -> Windows:
+        """The given validation windows (default: all).
 
         Padding is token 0 with target -100. An index past the last window gives a row that is all padding.
         """
@@ -106,4 +114,4 @@ class Split:
                 piece = self.shards[shard].tokens[start : start + context_length + 1]
                 tokens[row, : len(piece) - 1] = piece[:-1]
                 targets[row, : len(piece) - 1] = piece[1:]
-        return tokens, targets
+        return Windows(tokens, targets)

@@ -4,32 +4,29 @@ import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from gpt_lightning.data.markers import ChatIds, FimIds
 from gpt_lightning.files import write_text
-
-FIM_MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
-
-
-class FimIds(NamedTuple):
-    """The ids of FIM_MARKERS, which only our own code writes (data/fim.py)."""
-
-    prefix: int
-    suffix: int
-    middle: int
 
 
 class StoredTokenizer:
     """`json` is the canonical text of the file; ids that stand for no text have no bytes.
 
-    `fim_ids` is None where the tokenizer has no markers.
+    `fim_ids` and `chat_ids` are None where the tokenizer has no such markers.
     """
 
     json: str
+    eot_id: int | None
     fim_ids: FimIds | None = None
+    chat_ids: ChatIds | None = None
     _bytes: list[bytes]
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end what a model writes: `<|endoftext|>` and the chat markers, which begin another's turn."""
+        return (*([] if self.eot_id is None else [self.eot_id]), *(self.chat_ids or ()))
 
     def save(self, path: Path | str) -> None:
         write_text(Path(path), self.json)

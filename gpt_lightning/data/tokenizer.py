@@ -16,7 +16,8 @@ import numpy as np
 import tiktoken
 import tokenizers
 
-from gpt_lightning.data.stored_tokenizer import FIM_MARKERS, FimIds, StoredTokenizer
+from gpt_lightning.data.markers import CHAT_MARKERS, FIM_MARKERS, ChatIds, FimIds, extends, with_markers
+from gpt_lightning.data.stored_tokenizer import StoredTokenizer
 
 EOT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257  # 256 bytes and <|endoftext|>
@@ -102,6 +103,8 @@ class Tokenizer(StoredTokenizer):
         self.vocab_size: int = 1 + max(*added.values(), *vocab.values(), self.eot_id)
         if all(marker in added for marker in FIM_MARKERS):
             self.fim_ids = FimIds(*(added[marker] for marker in FIM_MARKERS))
+        if all(marker in added for marker in CHAT_MARKERS):
+            self.chat_ids = ChatIds(*(added[marker] for marker in CHAT_MARKERS))
         self._bytes = self._byte_table(plain, added)
         self._encoding, self._ids = self._build_encoding(plain, spec["model"])
         self._check_against_tokenizers(spec, sorted(plain.values()))
@@ -116,7 +119,7 @@ class Tokenizer(StoredTokenizer):
             raise ValueError(f"tokenizer entry {symbol!r} is not byte-level; expected byte-level BPE") from None
         for symbol, i in added.items():
             table[i] = symbol.encode()
-        for i in (self.eot_id, *(self.fim_ids or ())):
+        for i in (self.eot_id, *(self.fim_ids or ()), *(self.chat_ids or ())):
             table[i] = b""
         return table
 
@@ -208,13 +211,15 @@ class Tokenizer(StoredTokenizer):
 
     def with_fim_markers(self) -> "Tokenizer":
         """The same with three ids more, those of FIM_MARKERS; itself where it has them."""
-        if self.fim_ids is not None:
-            return self
-        spec = json.loads(self.json)
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
-        markers = enumerate(FIM_MARKERS, self.vocab_size)
-        spec["added_tokens"] += [{"id": i, "content": marker} | flags for i, marker in markers]
-        return Tokenizer(json.dumps(spec))
+        return self if self.fim_ids else Tokenizer(with_markers(self.json, FIM_MARKERS, self.vocab_size))
+
+    def with_chat_markers(self) -> "Tokenizer":
+        """The same with four ids more, those of CHAT_MARKERS; itself where it has them."""
+        return self if self.chat_ids else Tokenizer(with_markers(self.json, CHAT_MARKERS, self.vocab_size))
+
+    def extends(self, other: StoredTokenizer) -> bool:
+        """Whether it is `other`, or `other` with further markers."""
+        return extends(self.json, other.json)
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str]]:
         return Tokenizer, (self.json,)  # spawned training processes rebuild it from its text

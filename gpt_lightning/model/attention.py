@@ -15,6 +15,7 @@ same as dense ones under scaled_dot_product_attention; FlexAttention skips the b
 used on CUDA once the blocks are compiled.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -130,6 +131,40 @@ def document_block_mask(first: Int[Tensor, "batch time"], band_width: int | None
         return (key <= query) & (query - key < reach) & (key >= first[b, query])
 
     return create_block_mask(in_document, B, None, T, T, device=str(first.device))
+
+
+Masks = dict[int | None, Tensor | BlockMask | None]  # by band width; None: dense
+
+
+def masks_of(
+    band_widths: Sequence[int | None], n_queries: int, cache: KVCache | None, device: torch.device, flex: bool
+) -> Masks:
+    """One mask per kind of layer; None where plain causal attention gives the same. flex: FlexAttention's."""
+    past, n_padding = (cache.length, cache.n_padding) if cache else (0, None)
+    masks: Masks = {}
+    for band_width in set(band_widths):
+        kept = past if band_width is None else min(past, band_width - 1)
+        n_keys = kept + n_queries
+        whole = band_width is None or band_width >= n_keys  # no key lies outside the band
+        if n_padding is not None:
+            padding = (n_padding - (past - kept)).clamp(min=0)
+            masks[band_width] = visible(n_queries, n_keys, band_width, padding[:, None], device)
+        elif whole and (n_queries == 1 or n_queries == n_keys):
+            masks[band_width] = None
+        elif flex and cache is None and band_width is not None:
+            masks[band_width] = band_block_mask(n_queries, band_width, device)
+        else:
+            masks[band_width] = visible(n_queries, n_keys, band_width, None, device)
+    return masks
+
+
+def document_masks(band_widths: Sequence[int | None], positions: Int[Tensor, "batch time"], flex: bool) -> Masks:
+    """The same for rows of several documents, by the position of each token in its own."""
+    T, device = positions.shape[1], positions.device
+    first = torch.arange(T, device=device) - positions
+    if flex:
+        return {width: document_block_mask(first, width) for width in set(band_widths)}
+    return {width: visible(T, T, width, first, device) for width in set(band_widths)}
 
 
 class CausalSelfAttention(nn.Module):

@@ -54,6 +54,8 @@ class GPTConfig:
     """What is added to the residual stream starts at 0, each layer as the identity (arXiv 2203.03466)."""
     value_residual: bool = False
     """Values are mixed with those of the first layer, by a learned share per layer (arXiv 2410.17897)."""
+    n_labels: int = 0
+    """Labels that a head of its own tells apart, in place of the next token; comes from the data."""
     init_std: float = 0.02
     """Standard deviation of the initial weights (GPT-2)."""
     parametrization: Literal["standard", "mup", "completep"] = "standard"

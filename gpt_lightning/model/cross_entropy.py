@@ -113,8 +113,9 @@ class ReadoutLoss(torch.autograd.Function):
         dtype = matmul_dtype(hidden)
         x, w, counted = hidden.detach().to(dtype), weight.detach().to(dtype), counted.to(dtype)
         grad_hidden = torch.empty_like(x)
-        grad_weight = torch.zeros_like(weight, dtype=at_least_float32(dtype))
-        total = torch.zeros((), dtype=grad_weight.dtype, device=hidden.device)
+        for_weight = ctx.needs_input_grad[1]  # not where the readout is frozen
+        grad_weight = torch.zeros_like(weight, dtype=at_least_float32(dtype)) if for_weight else None
+        total = torch.zeros((), dtype=at_least_float32(dtype), device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             buffer = x.new_empty(min(chunk_tokens, len(x)), len(weight))
             for start in range(0, len(x), chunk_tokens):
@@ -123,25 +124,39 @@ class ReadoutLoss(torch.autograd.Function):
                 total += (score(logits, chunk) * counted[chunk]).sum()
                 torch.mm(logits, w, out=grad_hidden[chunk])
                 grad_hidden[chunk] *= counted[chunk, None]
-                x_counted = x[chunk] * counted[chunk, None]
-                for rows in range(0, len(weight), VOCAB_ROWS):
-                    part = slice(rows, rows + VOCAB_ROWS)
-                    grad_weight[part] += logits[:, part].T @ x_counted
+                if grad_weight is not None:
+                    _add_weight_gradient(grad_weight, logits, x[chunk] * counted[chunk, None])
         ctx.gradients = grad_hidden, grad_weight
         ctx.dtypes = hidden.dtype, weight.dtype
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.gradients
         ctx.gradients = None  # scaled in place below, so of use once
         dtypes = ctx.dtypes
-        return grad_hidden.to(dtypes[0]).mul_(grad_total), grad_weight.to(dtypes[1]).mul_(grad_total), None, None, None
+        grad_hidden = grad_hidden.to(dtypes[0]).mul_(grad_total)
+        grad_weight = None if grad_weight is None else grad_weight.to(dtypes[1]).mul_(grad_total)
+        return grad_hidden, grad_weight, None, None, None
+
+
+def _add_weight_gradient(gradient: Tensor, logits: Tensor, x: Tensor) -> None:
+    """Add what a chunk gives, some rows of the vocabulary at a time; logits: their gradient."""
+    for rows in range(0, len(gradient), VOCAB_ROWS):
+        part = slice(rows, rows + VOCAB_ROWS)
+        gradient[part] += logits[:, part].T @ x
+
+
+def _rows_that_count(counted: Tensor) -> Tensor | None:
+    """Their numbers, where others do not count, as in most of an example; None: all. On a CPU, for it is a sync."""
+    return None if counted.device.type != "cpu" or counted.all() else counted.nonzero()[:, 0]
 
 
 def cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int) -> Tensor:
     """Sum of the nats of the targets that are not -100; hidden (N, D), weight (V, D), targets (N,)."""
+    if (rows := _rows_that_count(targets != IGNORED)) is not None:
+        hidden, targets = hidden[rows], targets[rows]
     ids = targets.clamp(min=0)
     score: Score = lambda logits, chunk: _nats_and_gradient(logits, ids[chunk])  # noqa: E731
     return ReadoutLoss.apply(hidden, weight, targets != IGNORED, score, chunk_tokens)
@@ -151,6 +166,8 @@ def weighted_sum(
     hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, terms: Terms, chunk_tokens: int
 ) -> Tensor:
     """Sum over weighted targets, both (N, K), with further terms; where a target is -100, its weight is 0."""
+    if (rows := _rows_that_count(weights.any(1))) is not None:
+        hidden, targets, weights = hidden[rows], targets[rows], weights[rows]
     ids = targets.clamp(min=0)
     score: Score = lambda logits, chunk: _weighted_nats_and_gradient(logits, ids[chunk], weights[chunk], terms)  # noqa: E731
     return ReadoutLoss.apply(hidden, weight, weights.any(1), score, chunk_tokens)

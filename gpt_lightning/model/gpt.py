@@ -23,9 +23,8 @@ from gpt_lightning.model.attention import (
     CausalSelfAttention,
     KVCache,
     LayerCache,
-    band_block_mask,
-    document_block_mask,
-    visible,
+    document_masks,
+    masks_of,
 )
 from gpt_lightning.model.config import GPTConfig
 from gpt_lightning.model.facts import LOOK_UP, Facts, facts_of, unset_is_nan
@@ -113,6 +112,8 @@ class GPT(nn.Module):
             self.blocks = nn.ModuleList([self.new_block() for _ in range(config.n_layers)])
         self.ln_f = norm(config.norm, config.d_model, config.bias)
         self.lm_head = None if config.tie_embedding else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.label_head = nn.Linear(config.d_model, config.n_labels, bias=False) if config.n_labels else None
+        self.n_known_ids: int | None = None  # of tables of which only the rows after these are trained
         if not self.wte.weight.is_meta:
             init_weights(self, self.facts(), config)
 
@@ -158,9 +159,13 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(_positions(past, T, cache, tokens.device) if positions is None else positions)
         x = self.dropout(x)
-        masks = self._masks(T, cache, tokens.device) if positions is None else self._document_masks(positions)
+        widths, flex = self.config.band_widths(), self.flex_attention and tokens.device.type == "cuda"
+        if positions is None:
+            masks = masks_of(widths, T, cache, tokens.device, flex)
+        else:
+            masks = document_masks(widths, positions, flex)
         shared = self._shared(x)
-        for i, (block, band_width) in enumerate(zip(self.blocks, self.config.band_widths(), strict=True)):
+        for i, (block, band_width) in enumerate(zip(self.blocks, widths, strict=True)):
             x = block(x, masks[band_width], cache.layers[i] if cache else None, **shared)
         if cache and any(layer.length != past + T for layer in cache.layers):
             raise ValueError(f"{type(self.blocks[0]).__name__} keeps nothing in its cache, which generation needs")
@@ -168,14 +173,18 @@ class GPT(nn.Module):
         return x if self.readout_multiplier == 1 else x * self.readout_multiplier
 
     def logits(self, hidden_states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
-        """Scores of the next token, from `hidden_states`."""
+        """Scores of the next token, or of labels where there is a head for them, from `hidden_states`."""
+        if self.label_head is not None:
+            return self.label_head(hidden_states)
         lm_head = self.lm_head  # which generation replaces with faster ones
         scores = F.linear(hidden_states, self.wte.weight) if lm_head is None else lm_head(hidden_states)
         return capped(scores, self.config.logit_softcap)
 
     @property
     def readout(self) -> Readout:
-        """What turns hidden states into logits; its matrix is the token embedding when tied."""
+        """What turns hidden states into logits; its matrix is the token embedding when tied, or the head for labels."""
+        if self.label_head is not None:
+            return Readout(self.label_head.weight)
         return Readout(self.wte.weight if self.lm_head is None else self.lm_head.weight, self.config.logit_softcap)
 
     def new_cache(self, n_padding: Int[Tensor, " batch"] | None = None) -> KVCache:
@@ -197,28 +206,12 @@ class GPT(nn.Module):
         embedding = Facts("embedding") if self.lm_head is None else LOOK_UP
         own = {"wte.weight": embedding} if self.wpe is None else {"wte.weight": embedding, "wpe.weight": LOOK_UP}
         own |= {f"ln_f.{name}": replace(facts, role="final_vector") for name, facts in facts_of(self.ln_f).items()}
-        return own if self.lm_head is None else {**own, "lm_head.weight": Facts("readout")}
-
-    def _masks(
-        self, n_queries: int, cache: KVCache | None, device: torch.device
-    ) -> dict[int | None, Tensor | BlockMask | None]:
-        """One mask per kind of layer (None: dense); None where plain causal attention gives the same."""
-        past, n_padding = (cache.length, cache.n_padding) if cache else (0, None)
-        masks: dict[int | None, Tensor | BlockMask | None] = {}
-        for band_width in set(self.config.band_widths()):
-            kept = past if band_width is None else min(past, band_width - 1)
-            n_keys = kept + n_queries
-            whole = band_width is None or band_width >= n_keys  # no key lies outside the band
-            if n_padding is not None:
-                padding = (n_padding - (past - kept)).clamp(min=0)
-                masks[band_width] = visible(n_queries, n_keys, band_width, padding[:, None], device)
-            elif whole and (n_queries == 1 or n_queries == n_keys):
-                masks[band_width] = None
-            elif self.flex_attention and device.type == "cuda" and cache is None and band_width is not None:
-                masks[band_width] = band_block_mask(n_queries, band_width, device)
-            else:
-                masks[band_width] = visible(n_queries, n_keys, band_width, None, device)
-        return masks
+        heads = {"lm_head": self.lm_head, "label_head": self.label_head}
+        own |= {f"{name}.weight": Facts("readout") for name, head in heads.items() if head is not None}
+        if self.n_known_ids is not None:  # a vector's numbers: rows that are not trained must not decay either
+            tables = own.keys() & {"wte.weight", "lm_head.weight"}
+            own |= {name: replace(own[name], role="final_vector") for name in tables}
+        return own
 
     def _shared(self, x: Tensor) -> dict[str, Tensor]:
         """What every block is given beside its input, mask and cache."""
@@ -226,15 +219,6 @@ class GPT(nn.Module):
         return (
             {"first_values": first.first_values(x)} if self.config.value_residual and isinstance(first, Block) else {}
         )
-
-    def _document_masks(self, positions: Tensor) -> dict[int | None, Tensor | BlockMask | None]:
-        """One mask per kind of layer, for rows of several documents."""
-        T, device = positions.shape[1], positions.device
-        first = torch.arange(T, device=device) - positions
-        widths = set(self.config.band_widths())
-        if self.flex_attention and device.type == "cuda":
-            return {width: document_block_mask(first, width) for width in widths}
-        return {width: visible(T, T, width, first, device) for width in widths}
 
 
 def _norm_if(wanted: bool, config: GPTConfig) -> nn.Module:

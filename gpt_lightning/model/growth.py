@@ -42,6 +42,21 @@ def duplicate_width(small: GPT, wide: GPT) -> None:
         target.copy_(value)
 
 
+def with_more_ids(state: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
+    """Weights of a GPT whose embedding and readout have rows for `vocab_size` ids, the new ones the mean of the old.
+
+    A new id's logit is then the mean logit, so its probability is at most one over the vocabulary (Jensen): the model
+    goes on as it was. Rows drawn at random can take half of it.
+    """
+    grown = dict(state)
+    for name in ("wte.weight", "lm_head.weight"):
+        if name in state:
+            rows = state[name]
+            mean = rows.double().mean(0, keepdim=True).to(rows.dtype)
+            grown[name] = torch.cat([rows, mean.expand(vocab_size - len(rows), -1)])
+    return grown
+
+
 def to_standard(gpt: GPT) -> GPT:
     """The same function as a model of parametrization "standard", for programs that know no other.
 

@@ -58,6 +58,37 @@ def import_block(path: str) -> MakeBlock:
     return found
 
 
+def repeated_block(trained: dict[str, Any] | None, block: MakeBlock | str | None) -> MakeBlock:
+    """The block as the user repeats it, with the settings that it was trained with. Raises ValueError."""
+    if trained is None and block is None:
+        return Block
+    if block is None:
+        path = trained["class_path"] if trained else ""
+        raise ValueError(f"checkpoint was trained with block {path}; repeat --model.block {path}")
+    if isinstance(block, str):
+        if trained is None or block != trained["class_path"]:
+            raise ValueError(f"checkpoint was trained with block {_in_words(trained)}, here it is {block}")
+        block = import_block(block)
+    given = block_spec(block)
+    if trained and given and given["class_path"] == trained["class_path"] and not given["init_args"]:
+        return functools.partial(block, **trained["init_args"])
+    check_same_block(trained, given)
+    return block if given else Block
+
+
+def check_same_block(trained: dict[str, Any] | None, given: dict[str, Any] | None) -> None:
+    """Raise ValueError where a checkpoint's block and the one here differ."""
+    if trained != given:
+        raise ValueError(f"checkpoint was trained with block {_in_words(trained)}, here it is {_in_words(given)}")
+
+
+def _in_words(spec: dict[str, Any] | None) -> str:
+    if spec is None:
+        return "the built-in one"
+    settings = ", ".join(f"{name} {value}" for name, value in spec["init_args"].items())
+    return f"{spec['class_path']} ({settings})" if settings else str(spec["class_path"])
+
+
 def _parts(block: Any) -> tuple[Any, dict[str, Any]]:
     """What makes the block, and its settings. jsonargparse's partial calls a function of its own with the class."""
     if not isinstance(block, functools.partial):

@@ -11,14 +11,15 @@ m = d_model / base_d_model, l = n_layers / base_n_layers; what stands here multi
                  hidden                       1               1/sqrt(m)             1/sqrt(m)
                  residual projections, also   1/sqrt(2 L)     1/sqrt(2 L)           1/sqrt(2 base_n_layers)
     lr           embedding, readout, vector   1               1                     1
+                 adapter (LoRA's A)           1               1/m                   1/m
                  hidden: AdamW                1               1/m                   1/m
                  hidden: Muon, original       1               1                     1
                  hidden: Muon, match_rms      1               1/sqrt(m)             1/sqrt(m)
     weight_decay hidden                       1               1 / its lr            1 / its lr
     eps          outside the blocks           1               1/m                   1/m
-                 inside (hidden, vector)      1               1/m                   1/(m l)
+                 inside (hidden, adapter, vector)  1          1/m                   1/(m l)
                  head_vector; scalar          1; 1            1/w; 1                1/(w l); 1/l
-    grad_weight  hidden                       1               1                     l
+    grad_weight  hidden, adapter              1               1                     l
                  vector                       1               m                     m l
                  head_vector; scalar          1; 1            w; 1                  w l; l
                  embedding, readout, final    1               m                     m
@@ -37,7 +38,7 @@ from typing import Literal
 
 from gpt_lightning.model.config import GPTConfig
 
-Role = Literal["embedding", "hidden", "vector", "final_vector", "head_vector", "scalar", "readout"]
+Role = Literal["embedding", "hidden", "vector", "final_vector", "head_vector", "scalar", "readout", "adapter"]
 HiddenUpdate = Literal["adamw", "original", "match_rms_adamw"]  # how hidden matrices are updated; the last two by Muon
 
 
@@ -76,6 +77,7 @@ def parametrization(config: GPTConfig, hidden_update: HiddenUpdate = "adamw") ->
         roles={
             "embedding": RoleNumbers(eps=1 / m, grad_weight=m),
             "hidden": RoleNumbers(m**-0.5, hidden_lr, 1 / hidden_lr, 1 / (m * depth), grad_weight=depth),
+            "adapter": RoleNumbers(1.0, 1 / m, 1.0, 1 / (m * depth), grad_weight=depth),
             "vector": RoleNumbers(eps=1 / (m * depth), grad_weight=m * depth),
             "head_vector": RoleNumbers(eps=1 / (wider * depth), grad_weight=wider * depth),
             "scalar": RoleNumbers(eps=1 / depth, grad_weight=depth),

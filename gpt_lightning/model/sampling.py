@@ -5,7 +5,7 @@ every token, as a window of fixed length would need with learned positions, cost
 row slides when it is full itself, so that a batch writes what each of its prompts would write alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -72,9 +72,9 @@ def sample(
 
 @torch.inference_mode()
 def generate_tokens(
-    gpt: GPT, prompts: list[list[int]], config: SamplingConfig, eot_id: int | None = None
+    gpt: GPT, prompts: list[list[int]], config: SamplingConfig, stop_ids: Collection[int] = ()
 ) -> Iterator[list[int | None]]:
-    """Yield, step by step, the next token of every prompt; None for a row that has reached `eot_id`.
+    """Yield, step by step, the next token of every prompt; None for a row that has reached one of `stop_ids`.
 
     Rows do not influence each other in greedy decoding; when sampling they share one random stream.
     Raises ValueError for an empty prompt, one beyond context_length, or ids that the model does not know.
@@ -91,7 +91,7 @@ def generate_tokens(
         tokens = sample(_next_logits(gpt, tokens, cache), config, generator)[:, None]
         step: list[int | None] = []
         for i, token in enumerate(tokens[:, 0].tolist()):
-            finished[i] = finished[i] or token == eot_id
+            finished[i] = finished[i] or token in stop_ids
             rows[i].append(token)
             step.append(None if finished[i] else token)
         yield step

@@ -1,6 +1,6 @@
 """OptimConfig and the weight decay of a timescale: plain numbers, without torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -50,6 +50,17 @@ class OptimConfig:
     def hidden_update(self) -> Literal["adamw", "match_rms_adamw", "original"]:
         """How hidden matrices are updated; their learning rate scales with width accordingly."""
         return self.adjust_lr if self.name == "muon" else "adamw"
+
+
+def with_decay_as_number(
+    config: OptimConfig, batch_tokens: float | None, max_tokens: float, n_params: float
+) -> OptimConfig:
+    """The settings with the weight decay of the timescale, where it is asked for, worked out."""
+    if config.weight_decay != "timescale":
+        return config
+    if batch_tokens is None:
+        raise ValueError("weight_decay timescale needs the CorpusDataModule's batch_tokens; give a number instead")
+    return replace(config, weight_decay=timescale_weight_decay(config.lr, batch_tokens, max_tokens, n_params))
 
 
 def timescale_weight_decay(lr: float, batch_tokens: float, max_tokens: float, n_params: float) -> float:

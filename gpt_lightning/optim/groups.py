@@ -88,7 +88,7 @@ def _check_ratios(config: OptimConfig, roles: Iterable[str]) -> None:
 
 def tuned_role(role: str) -> Any:
     """The role that `lr_ratios` has for it: there all vectors and scalars are one."""
-    return "vector" if role in ("final_vector", "head_vector", "scalar") else role
+    return {"final_vector": "vector", "head_vector": "vector", "scalar": "vector", "adapter": "hidden"}.get(role, role)
 
 
 def _muon(config: OptimConfig, parts: tuple[int, ...]) -> dict[str, Any]:

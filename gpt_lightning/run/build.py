@@ -174,6 +174,6 @@ def _check_steering(stack: Stack, trainer: Trainer) -> None:
 
 def open_corpora(stack: Stack) -> tuple[list[Corpus], list[Corpus]]:
     """The corpora that a run of this stack is trained on, and those that it is scored on."""
-    prepare, folder = stack.settings("data.prepare"), stack["data.corpora_dir"]
-    trained = open_mixture(as_mixture(stack["data.corpus"]), prepare, folder)
-    return trained, open_val_corpora(stack["data.val_corpus"], trained, prepare, folder)
+    reading = stack.reading()
+    trained = open_mixture(as_mixture(stack["data.corpus"]), reading)
+    return trained, open_val_corpora(stack["data.val_corpus"], trained, reading)

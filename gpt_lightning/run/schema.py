@@ -11,8 +11,10 @@ from typing import Any, Literal
 import jsonargparse
 
 from gpt_lightning.data import mixture
+from gpt_lightning.data.examples.kinds import ExamplesConfig
 from gpt_lightning.data.prepare.prepare import PrepareConfig
 from gpt_lightning.model.config import GPTConfig
+from gpt_lightning.model.trainable import TrainableConfig
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.rescale import LRRule
 from gpt_lightning.optim.schedules import ScheduleConfig
@@ -42,6 +44,7 @@ class Model:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     compile: bool = False
     init_from: str | None = None
+    trainable: TrainableConfig = field(default_factory=TrainableConfig)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ class Data:
     fim_rate: float = 0.0
     fim_spm_rate: float = 0.5
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    examples: ExamplesConfig = field(default_factory=ExamplesConfig)
     corpora_dir: str = mixture.CORPORA_DIR
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def light_parser(**kwargs: Any) -> jsonargparse.ArgumentParser:
     for key, settings in {"model": Model, "data": Data, "trainer": Devices, "batch_ramp": Ramp}.items():
         parser.add_class_arguments(settings, key, sub_configs=True)
     parser.link_arguments("data.context_length", "model.gpt.context_length")
+    parser.link_arguments("model.init_from", "data.base")
     return parser
 
 
@@ -114,7 +120,9 @@ def full_parser(**kwargs: Any) -> jsonargparse.ArgumentParser:
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
     parser.link_arguments("max_tokens", "model.max_tokens")
     parser.link_arguments("data.context_length", "model.gpt.context_length")
+    parser.link_arguments("model.init_from", "data.base")
     parser.link_arguments("data.vocab_size", "model.gpt.vocab_size", apply_on="instantiate")
+    parser.link_arguments("data.labels", "model.gpt.n_labels", compute_fn=len, apply_on="instantiate")
     return parser
 
 

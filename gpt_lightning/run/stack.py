@@ -14,7 +14,7 @@ import re
 import sys
 import traceback
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,16 @@ import jsonargparse
 import yaml
 from jsonargparse import Namespace
 
+from gpt_lightning.data.examples.kinds import ExamplesConfig
+from gpt_lightning.data.mixture import Reading
 from gpt_lightning.data.prepare.prepare import PrepareConfig
 from gpt_lightning.model.config import GPTConfig
+from gpt_lightning.model.trainable import TrainableConfig
 from gpt_lightning.optim.config import OptimConfig
 from gpt_lightning.optim.schedules import ScheduleConfig
-from gpt_lightning.run.schema import UNREAD, Devices, full_parser, light_parser
+from gpt_lightning.run.base import base_overlay
+from gpt_lightning.run.light import load_light, without_unread
+from gpt_lightning.run.schema import full_parser, light_parser
 from gpt_lightning.run.spelling import flags, in_words, load_counts, overlays_first
 
 if TYPE_CHECKING:
@@ -36,14 +41,15 @@ if TYPE_CHECKING:
 
 LIGHT = {
     "model.gpt": GPTConfig,
+    "model.trainable": TrainableConfig,
     "model.optim": OptimConfig,
     "model.schedule": ScheduleConfig,
     "data.prepare": PrepareConfig,
+    "data.examples": ExamplesConfig,
 }
 COUNTS = ("max_tokens", "val_interval_tokens", "data.context_length", "data.micro_batch_size", "data.batch_tokens")
 NO_SETTINGS = ("config", "tune")  # parsed, but no settings of a run
 ABSENT = object()
-DEVICES = tuple(setting.name for setting in fields(Devices))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +93,12 @@ class Stack:
     def settings(self, name: str) -> Any:
         """The frozen dataclass of a group such as "model.optim"; it checks itself."""
         return LIGHT[name](**plain(self[name]))
+
+    def reading(self) -> Reading:
+        """How its corpora are opened, prepared first where they are text or examples."""
+        prepare, examples = self.settings("data.prepare"), self.settings("data.examples")
+        data = self["data"]
+        return Reading(prepare, data.corpora_dir, examples, data.context_length, self["model.init_from"])
 
     def own_block(self) -> "MakeBlock | None":
         """The user's own block, imported, with its settings; None for the built-in one."""
@@ -159,7 +171,7 @@ def read_stack(
         sys.path.append(os.getcwd())  # a block or loss of the user's own is found in the current folder
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True, instantiate_subclass_spec_in_any=False)
     mode = "stack_read_light" if light else "stack"
-    jsonargparse.set_loader(mode, _load_light if light else load_counts, exceptions=(yaml.YAMLError,))
+    jsonargparse.set_loader(mode, load_light if light else load_counts, exceptions=(yaml.YAMLError,))
     parser = (light_parser if light else full_parser)(
         prog=f"gpt-lightning {verb}", description=about or None, parser_mode=mode
     )
@@ -167,7 +179,10 @@ def read_stack(
         parser.add_class_arguments(settings, "tune")
     words = overlays_first(arguments, parser)
     given = frozenset(key[2:] for key, _ in flags(words))
-    config = _parse(lambda: parser.parse_args(_without_unread(words) if light else words), parser)
+    words = without_unread(words) if light else words
+    config = _parse(lambda: parser.parse_args(words), parser)
+    if base := base_overlay(config["model.init_from"]) if config["model.init_from"] else None:
+        config = _parse(lambda: parser.parse_args([f"--config={json.dumps(base)}", *words]), parser)
     stack = Stack(config, parser, given)
     stack.check()
     return stack, settings(**plain(config.tune)) if settings is not None else None
@@ -208,31 +223,6 @@ def _parse(parse: Any, parser: jsonargparse.ArgumentParser) -> Any:
     except (NameError, AttributeError, ImportError, SyntaxError) as error:  # in a module of the user's own
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise ValueError(f"{where.filename}, line {where.lineno}: {type(error).__name__}: {error}") from error
-
-
-def _load_light(text: str) -> Any:
-    """An overlay without what is not read."""
-    value = load_counts(text)
-    if not isinstance(value, dict):
-        return value
-    value = {key: inner for key, inner in value.items() if key not in UNREAD}
-    if isinstance(value.get("trainer"), dict):
-        value["trainer"] = {key: inner for key, inner in value["trainer"].items() if key in DEVICES}
-    return value
-
-
-def _without_unread(words: Sequence[str]) -> list[str]:
-    """The flags without those that are not read; --trainer's own keys are kept, and what else it holds is not."""
-    kept = []
-    for word in words:
-        key, _, value = word.partition("=")
-        group, _, name = key[2:].partition(".")
-        if group == "trainer" and not name:
-            text = Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value
-            kept.append("--config=" + json.dumps({"trainer": load_counts(text)}))
-        elif not (group in UNREAD or key[2:].startswith(("model.block.", "model.loss."))):
-            kept += [word] if group != "trainer" or name in DEVICES else []
-    return kept
 
 
 def _n_gpus() -> int:

@@ -18,6 +18,7 @@ from rich.table import Table
 from gpt_lightning.callbacks.batch_ramp import BatchRamp
 from gpt_lightning.data.compression import compression
 from gpt_lightning.data.datamodule import CorpusDataModule
+from gpt_lightning.data.examples.baselines import BASELINES, baselines
 from gpt_lightning.model.flops import count_parameters, flops_per_token
 from gpt_lightning.model.huggingface.choice import why_not_written
 from gpt_lightning.module import GPTModule
@@ -40,6 +41,8 @@ def summarise(
     }
     if "val/bits_per_byte" in latest:
         summary |= compression(data.val_corpora, trained_on=data.corpora)
+    if "val/accuracy" in latest:
+        summary |= baselines(data.val_corpora[0], "val")
     return summary
 
 
@@ -47,13 +50,16 @@ def summarise(
 def print_start(
     trainer: Trainer, module: GPTModule, data: CorpusDataModule, run_dir: Path, checkpoint: Path | None
 ) -> None:
-    """Three lines: the model, the batch, the folder."""
+    """Three lines: the model, the batch, the folder; and one on what is trained of it, where that is not all."""
     config, counts = module.gpt_config, count_parameters(module.gpt_config, module.own_block)
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"model  {config.n_layers} layers x {config.d_model}, {short(counts.total)} parameters "
         f"({short(counts.non_embedding)} without embeddings), vocabulary {config.vocab_size:,}"
     )
+    trained = module.trainable.describe()
+    if trained:
+        console.print(f"trains {trained}")
     ramps = [callback for callback in trainer.callbacks if isinstance(callback, BatchRamp)]  # type: ignore[attr-defined]
     steps = ramps[0].describe() if ramps else f"{math.ceil(module.max_tokens / data.batch_tokens):,} x "
     console.print(
@@ -78,6 +84,10 @@ def next_commands(module: GPTModule, data: CorpusDataModule, run_dir: Path) -> l
         return [f"gpt-lightning validate --config {run_dir}/config.yaml"]
     own = f" --model.block {module.block_spec['class_path']}" if module.block_spec else ""
     prompt = ' --prompt "def "' if _can_write(data, "def ") else ""
+    if data.labels:
+        return [f"gpt-lightning validate --config {run_dir}/config.yaml"]
+    if data.tokenizer.chat_ids is not None:
+        prompt = ' --chat --prompt "Hello"'
     commands = [f"gpt-lightning generate --run {run_dir}{prompt}{own}"]
     if not own and data.eot_id is not None and not why_not_written(module.gpt_config):
         commands.append(f"gpt-lightning export --run {run_dir} --output {run_dir}/huggingface")
@@ -90,25 +100,40 @@ def print_summary(summary: dict[str, Any], commands: Sequence[str]) -> None:
     if "val/loss" not in summary:  # limit_val_batches 0: no score, no checkpoint
         console.print(f"{summary['tokens']:,} tokens in {duration(summary['elapsed_seconds'])}, not validated")
         return
-    table = Table(title="validation", title_justify="left", title_style="bold", show_header=True)
-    for column in ("", "loss (nats/token)", "perplexity", "bits per byte"):
-        table.add_column(column, justify="left" if not column else "right")
-    bits = summary.get("val/bits_per_byte")
-    table.add_row(
-        "this model",
-        f"{summary['val/loss']:.4f}",
-        f"{summary['val/perplexity']:.2f}",
-        f"{bits:.4f}" if bits is not None else "no tokenizer",
-    )
-    for name, key in COMPRESSORS.items():
-        if key in summary:
-            table.add_row(name, "", "", f"{summary[key]:.4f}")
-    console.print(table)
+    console.print(_of_labels(summary) if "val/accuracy" in summary else _of_text(summary))
     run_dir = summary["run_dir"]
     console.print(f"{summary['tokens']:,} tokens in {duration(summary['elapsed_seconds'])}")
     console.print(f"checkpoint  {run_dir}/checkpoints/best.ckpt")
     for name, command in zip_longest(["next"], commands, fillvalue=""):
         console.print(f"{name:<12}{command}")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(title="validation", title_justify="left", title_style="bold", show_header=True)
+    for column in ("", *columns):
+        table.add_column(column, justify="left" if not column else "right")
+    return table
+
+
+def _of_text(summary: dict[str, Any]) -> Table:
+    table = _table("loss (nats/token)", "perplexity", "bits per byte")
+    bits = summary.get("val/bits_per_byte")
+    loss, perplexity = f"{summary['val/loss']:.4f}", f"{summary['val/perplexity']:.2f}"
+    table.add_row("this model", loss, perplexity, f"{bits:.4f}" if bits is not None else "no tokenizer")
+    for name, key in COMPRESSORS.items():
+        if key in summary:
+            table.add_row(name, "", "", f"{summary[key]:.4f}")
+    return table
+
+
+def _of_labels(summary: dict[str, Any]) -> Table:
+    f1 = {"macro F1": "val/macro_f1", "micro F1": "val/micro_f1"}
+    known = {name: f"{summary[key]:.4f}" for name, key in f1.items() if key in summary}
+    table = _table("loss (nats/label)", "accuracy", *known)
+    table.add_row("this model", f"{summary['val/loss']:.4f}", f"{summary['val/accuracy']:.2%}", *known.values())
+    for name, key in BASELINES.items():
+        table.add_row(name, "", f"{summary[key]:.2%}")
+    return table
 
 
 @rank_zero_only

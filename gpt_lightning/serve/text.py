@@ -1,20 +1,15 @@
-"""A trained model that writes text: the verb `generate`, and what `gpt_lightning.load` returns.
+"""A trained model that writes text: what `gpt_lightning.load` returns.
 
 torch is imported when a model is loaded, so that --help answers at once.
 """
 
-import argparse
 import contextlib
-import io
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from gpt_lightning.serve.decoder import TextDecoder
-from gpt_lightning.terminal import Parser
 
 if TYPE_CHECKING:
     from gpt_lightning.data.characters import AnyTokenizer
@@ -54,7 +49,8 @@ class TextGenerator:
         """
         texts = [prompts] if isinstance(prompts, str) else prompts
         written = [""] * len(texts)
-        for pieces in self._pieces(texts, sampling_config(**sampling), stop, suffix):
+        config = sampling_config(**sampling)
+        for pieces in self._pieces(*self._to_ids(texts, suffix, config), stop):
             written = [text + piece for text, piece in zip(written, pieces, strict=True)]
         return written[0] if isinstance(prompts, str) else written
 
@@ -66,25 +62,44 @@ class TextGenerator:
         suffix: str | None = None,
     ) -> Iterator[str]:
         """The same text piece by piece, as soon as it is certain; every piece is whole characters."""
-        for (piece,) in self._pieces([prompt], config or sampling_config(), stop, suffix):
+        for (piece,) in self._pieces(*self._to_ids([prompt], suffix, config or sampling_config()), stop):
             if piece:
                 yield piece
 
-    def _pieces(
-        self, prompts: list[str], config: "SamplingConfig", stop: Sequence[str], suffix: str | None
-    ) -> Iterator[list[str]]:
+    def chat(self, messages: "Sequence[Mapping[str, Any]]", stop: Sequence[str] = (), **sampling: Any) -> Iterator[str]:
+        """The assistant's answer to a conversation of {role, content}, piece by piece.
+
+        The oldest messages go where a conversation is longer than three quarters of the context, as in training.
+        Raises ValueError for a model that was not fine-tuned on conversations, and for messages that are none.
+        """
+        from gpt_lightning.data.characters import CharacterTokenizer
+        from gpt_lightning.data.examples.encode import chat_prompt
+
+        if isinstance(self.tokenizer, CharacterTokenizer):
+            raise ValueError("a model of characters knows no chat")
+        ids = chat_prompt(messages, self.tokenizer, max(3 * self.gpt.config.context_length // 4, 1))
+        for (piece,) in self._pieces([ids], sampling_config(**sampling), stop):
+            if piece:
+                yield piece
+
+    def _to_ids(
+        self, prompts: list[str], suffix: str | None, config: "SamplingConfig"
+    ) -> "tuple[list[list[int]], SamplingConfig]":
+        """The ids to go on from; with a suffix, no more is written than the context holds."""
         from gpt_lightning.data.fim import infilling_prompt
+
+        if suffix is None:
+            return [self.tokenizer.encode(prompt) or [self.tokenizer.start_id] for prompt in prompts], config
+        tokens = [infilling_prompt(self.tokenizer, prompt, suffix) for prompt in prompts]
+        room = self.gpt.config.context_length + 1 - max(map(len, tokens), default=0)  # a sliding window loses it
+        return tokens, replace(config, max_new_tokens=max(0, min(config.max_new_tokens, room)))
+
+    def _pieces(self, tokens: list[list[int]], config: "SamplingConfig", stop: Sequence[str]) -> Iterator[list[str]]:
         from gpt_lightning.model.sampling import generate_tokens
 
-        eot_id = self.tokenizer.eot_id
-        decoders = [TextDecoder(stop) for _ in prompts]
-        if suffix is None:
-            tokens = [self.tokenizer.encode(prompt) or [self.tokenizer.start_id] for prompt in prompts]
-        else:
-            tokens = [infilling_prompt(self.tokenizer, prompt, suffix) for prompt in prompts]
-            room = self.gpt.config.context_length + 1 - max(map(len, tokens), default=0)  # a sliding window loses it
-            config = replace(config, max_new_tokens=max(0, min(config.max_new_tokens, room)))
-        with contextlib.closing(generate_tokens(self.gpt, tokens, config, eot_id)) as steps:  # type: ignore[type-var]
+        decoders = [TextDecoder(stop) for _ in tokens]
+        generated = generate_tokens(self.gpt, tokens, config, self.tokenizer.stop_ids)
+        with contextlib.closing(generated) as steps:  # type: ignore[type-var]
             for step in steps:
                 yield [d.push(self._bytes(token)) for d, token in zip(decoders, step, strict=True)]
                 if all(d.stopped or token is None for d, token in zip(decoders, step, strict=True)):
@@ -136,91 +151,7 @@ def load(path: str | Path, block: "MakeBlock | str | None" = None, weights: str 
     else:
         tokenizer = read_tokenizer(find_tokenizer(path))
         gpt = load_gpt(path, block)
+    if gpt.label_head is not None:
+        raise ValueError(f"{path} tells labels apart and writes no text; gpt-lightning validate scores it")
     gpt = gpt.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return TextGenerator(prepare(gpt, weights), tokenizer)
-
-
-def _parser(about: str) -> Parser:
-    parser = Parser(
-        prog="gpt-lightning generate",
-        description=about or None,
-        epilog="One prompt streams to the terminal; several are written as one batch, under headers.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add(
-        "--run",
-        dest="path",
-        required=True,
-        metavar="PATH",
-        help="a run folder, a .ckpt file in one, or a Hugging Face folder",
-    )
-    add("--model.block", dest="block", metavar="PATH", help="the run's own block, as mine.MyBlock, when it has one")
-    add("--prompt", action="append", metavar="TEXT", help="repeatable; without it, the start of a document")
-    add("--suffix", metavar="TEXT", help="what is to follow; writes what stands between (a run with data.fim_rate)")
-    add("--stop", action="append", metavar="TEXT", help="end before this text; repeatable")
-    add("--max_new_tokens", type=int, metavar="N", help="tokens to write per prompt (default: 200)")
-    add("--temperature", type=float, metavar="X", help="divides the logits; 0 is greedy (default: 0.8)")
-    add("--top_k", type=int, metavar="N", help="choose among the N likeliest tokens (default: all)")
-    add("--top_p", type=float, metavar="P", help="choose among the likeliest tokens that sum to P (default: all)")
-    add("--seed", type=int, metavar="N", help="same seed, same text (default: 0)")
-    add("--weights", metavar="TYPE", help="float32 (the default), bfloat16 or int8 (on a CPU): fewer bytes, faster")
-    add("--greedy", action="store_true", help="always take the likeliest token; same as --temperature 0")
-    return parser
-
-
-def main(argv: list[str], about: str = "") -> int:
-    """The verb `generate`."""
-    options = vars(_parser(about).parse_args(argv))
-    prompts, stop = ([_utf8(text) for text in options.pop(name, [])] for name in ("prompt", "stop"))
-    suffix = _utf8(options.pop("suffix")) if "suffix" in options else None
-    if options.pop("greedy", False):
-        options["temperature"] = 0.0
-    source: dict[str, Any] = {name: options.pop(name) for name in ("path", "block", "weights") if name in options}
-    try:
-        _write(source, prompts or [""], stop, suffix, options)
-    except BrokenPipeError:  # the reader has seen enough, as in `generate | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print()
-        return 130
-    return 0
-
-
-def _utf8(text: str) -> str:
-    """An argument as UTF-8, which it is even where the locale, such as C, says ASCII. Raises ValueError."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # bytes that the locale does not know came as surrogates
-        try:
-            return os.fsencode(text).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{os.fsencode(text)!r} is not UTF-8 text; expected a prompt or stop string in it"
-            ) from error
-    return text
-
-
-def _write(
-    source: dict[str, Any], prompts: list[str], stop: list[str], suffix: str | None, sampling: dict[str, Any]
-) -> None:
-    """Print each prompt and what follows; with a suffix, only what stands between."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-    config = sampling_config(**sampling)
-    TextDecoder(stop)  # raises ValueError before the model is loaded
-    generator = load(**source)
-    shown = prompts if suffix is None else [""] * len(prompts)
-    if len(prompts) > 1:
-        for i, (prompt, text) in enumerate(
-            zip(shown, generator.generate(prompts, stop, suffix, **sampling), strict=True)
-        ):
-            print(f"=== prompt {i + 1} of {len(prompts)} ===\n{prompt}{text}\n", flush=True)
-        return
-    pieces = generator.stream(prompts[0], config, stop, suffix)
-    first = next(pieces, "")  # raises ValueError before anything is printed
-    print(shown[0] + first, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print(flush=True)

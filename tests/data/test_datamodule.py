@@ -65,7 +65,7 @@ def test_batches_are_windows_of_the_corpus_and_targets_the_next_tokens(corpus):
     data = module(corpus)
     split = corpus.split("train")
     ids, windows = data.order().samples(0, 20)
-    rows = split.windows(windows, 32)
+    rows = split.windows(windows, 32).rows
     for i, (tokens, targets) in enumerate(take(data.train_dataloader(), 5)):
         assert tokens.dtype == targets.dtype == torch.int64 and tokens.is_contiguous() and targets.is_contiguous()
         assert tokens.tolist() == rows[4 * i : 4 * i + 4, :-1].tolist()
@@ -187,7 +187,7 @@ def test_a_mixture_draws_from_each_corpus_by_weight_and_validates_on_all(corpus,
     assert (ids == 1).sum() == 512
     tokens = torch.cat([batch[0] for batch in take(data.train_dataloader(), 32)]).numpy()
     for i, opened in enumerate((corpus, second)):
-        assert np.array_equal(tokens[ids == i], opened.split("train").windows(windows[ids == i], 32)[:, :-1])
+        assert np.array_equal(tokens[ids == i], opened.split("train").windows(windows[ids == i], 32).tokens)
     n_targets = sum(int((targets != -100).sum()) for _, targets in data.val_dataloader())
     assert n_targets == sum(len(s.tokens) - 1 for opened in (corpus, second) for s in opened.split("val").shards)
     assert data.identity not in (corpus.identity, second.identity)
@@ -198,7 +198,7 @@ def test_what_is_scored_may_be_another_corpus_than_what_is_trained_on(corpus, se
     assert data.fixed_split("val").n_bytes == second.split("val").n_bytes != corpus.split("val").n_bytes
     (batch,) = take(data.train_dataloader(), 1)
     windows = corpus.split("train").windows(data.order().samples(0, data.micro_batch_size)[1], data.context_length)
-    assert np.array_equal(batch[0].numpy(), windows[:, :-1])
+    assert np.array_equal(batch[0].numpy(), windows.tokens)
     other = prepare(str(text_folder / "abc.txt"), tmp_path / "other", PrepareConfig(vocab_size=300))
     data = CorpusDataModule(corpus=str(corpus.path), val_corpus=str(other.path))
     with pytest.raises(ValueError, match="have different tokenizers"):

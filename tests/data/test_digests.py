@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from gpt_lightning.data import digests
-from gpt_lightning.data.mixture import open_source_corpus
-from gpt_lightning.data.prepare.prepare import PrepareConfig, main
+from gpt_lightning.data.mixture import Reading, open_source_corpus
+from gpt_lightning.data.prepare.prepare import main
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def read(monkeypatch):
 
 
 def open_for_training(folder):
-    return open_source_corpus(str(folder), PrepareConfig(), "unused")
+    return open_source_corpus(str(folder), Reading(corpora_dir="unused"))
 
 
 def flip(path):

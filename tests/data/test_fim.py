@@ -186,7 +186,7 @@ def rows_of(data, count):
 def test_rows_of_a_run_are_those_of_the_order_rearranged(marked):
     found, plain = rows_of(data_of(marked), 20), rows_of(data_of(marked, fim_rate=0.0), 20)
     split, order = marked.split("train"), data_of(marked).order()
-    assert plain == split.windows(order.samples(0, 80)[1], 32).tolist()
+    assert plain == split.windows(order.samples(0, 80)[1], 32).rows.tolist()
     assert found == FillInTheMiddle(marked.tokenizer, 0, 0.5, 0.5)(np.array(plain), np.arange(80)).tolist() != plain
     assert rows_of(data_of(marked, fim_rate=0.0, fim_spm_rate=0.0), 20) == plain
 

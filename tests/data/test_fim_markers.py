@@ -6,8 +6,8 @@ import pytest
 import tokenizers
 
 from gpt_lightning.data.fim import infilling_prompt
+from gpt_lightning.data.markers import FIM_MARKERS
 from gpt_lightning.data.prepare.prepare import PrepareConfig, default_output, main, prepare
-from gpt_lightning.data.stored_tokenizer import FIM_MARKERS
 from gpt_lightning.data.tokenizer import Tokenizer
 
 

@@ -143,8 +143,8 @@ def test_a_copy_of_the_block_as_a_first_block_of_ones_own_is_the_same_model(stru
 def test_unequal_prompts_in_a_batch_write_what_each_writes_alone(case):
     gpt, prompts = shaken(case), [[1, 2, 3, 4, 5], [6], [7, 8, 9]]
     sampling = SamplingConfig(max_new_tokens=5, temperature=0.0)
-    together = [list(row) for row in zip(*generate_tokens(gpt, prompts, sampling, eot_id=-1), strict=True)]
-    alone = [[token for (token,) in generate_tokens(gpt, [prompt], sampling, eot_id=-1)] for prompt in prompts]
+    together = [list(row) for row in zip(*generate_tokens(gpt, prompts, sampling), strict=True)]
+    alone = [[token for (token,) in generate_tokens(gpt, [prompt], sampling)] for prompt in prompts]
     assert together == alone
 
 
@@ -159,7 +159,7 @@ def test_with_a_cache_the_logits_are_those_without_it(case):
 @over_cases
 def test_greedy_text_is_the_argmax_of_the_full_run(case):
     gpt, prompt = shaken(case), TOKENS[:1, :4]
-    steps = generate_tokens(gpt, [prompt[0].tolist()], SamplingConfig(max_new_tokens=6, temperature=0.0), eot_id=-1)
+    steps = generate_tokens(gpt, [prompt[0].tolist()], SamplingConfig(max_new_tokens=6, temperature=0.0))
     written = [token for (token,) in steps]
     with torch.no_grad():
         for token in written:

@@ -43,6 +43,20 @@ def test_value_and_gradients_are_those_of_plain_cross_entropy(chunk_tokens, igno
     torch.testing.assert_close(torch.autograd.grad(loss, (hidden, weight)), expected)
 
 
+def test_a_frozen_readout_gets_no_gradient_and_hidden_states_the_same():
+    hidden, weight, targets = inputs()
+    expected = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, 8), hidden)
+    found = torch.autograd.grad(linear_cross_entropy(hidden, weight.detach(), targets, 8), hidden)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_targets_of_which_none_counts_add_nothing():
+    hidden, weight, targets = inputs()
+    total, count = CrossEntropy()(micro_step(hidden, weight, torch.full_like(targets, -100)))
+    assert (total.item(), count.item()) == (0.0, 0)
+    assert not torch.autograd.grad(total, hidden)[0].any()
+
+
 class PlainCrossEntropy(TokenLoss):
     def per_token(self, logits, targets):
         assert (targets >= 0).all()

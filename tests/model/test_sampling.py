@@ -25,9 +25,9 @@ def small_gpt(pattern=("dense", "banded"), context_length=16) -> GPT:
     return GPT(config).eval()
 
 
-def written(gpt: GPT, prompts: list[list[int]], eot_id: int | None = None, **sampling) -> list[list[int | None]]:
+def written(gpt: GPT, prompts: list[list[int]], stop_ids: tuple[int, ...] = (), **sampling) -> list[list[int | None]]:
     """Per prompt the tokens generated for it."""
-    steps = generate_tokens(gpt, prompts, SamplingConfig(**sampling), eot_id)
+    steps = generate_tokens(gpt, prompts, SamplingConfig(**sampling), stop_ids)
     return [list(row) for row in zip(*steps, strict=True)]
 
 
@@ -68,7 +68,7 @@ def test_a_row_ends_at_the_end_of_text_and_the_others_go_on():
     eot_id = full[0][4]
     ends = [row.index(eot_id) if eot_id in row else 30 for row in full]
     assert len(set(ends)) > 1
-    batch = written(gpt, PROMPTS, eot_id, max_new_tokens=30, **GREEDY)
+    batch = written(gpt, PROMPTS, (eot_id,), max_new_tokens=30, **GREEDY)
     n_steps = min(max(ends) + 1, 30)
     for row, expected, end in zip(batch, full, ends, strict=True):
         assert row == expected[: min(end, n_steps)] + [None] * (n_steps - end)

@@ -15,7 +15,7 @@ from tests.fixtures import arguments, environment, write_text
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name not in ("task", "sweep"))
 LEFT_OUT = ("trainer.", "samples.", "gradient_noise.", "model.block", "model.loss")  # by the light reader
-CORPUS = "model.gpt.vocab_size"  # comes from the corpus
+CORPUS = ("model.gpt.vocab_size", "model.gpt.n_labels")  # come from the corpus
 FORMS = {
     "a group as a mapping": ["--config=muon.yaml", "--model.optim", "{lr: 1e-3}"],
     "a group as a file": ["--model.gpt", "gpt.yaml"],
@@ -51,7 +51,7 @@ def folder(tmp_path, monkeypatch):
 def both(*words: str) -> tuple[dict, dict]:
     """What `fit` and the light reader read, as far as both know it."""
     read = [flatten(read_stack(list(words), "x", light=light)[0].to_dict()) for light in (False, True)]
-    keep = [{k: v for k, v in one.items() if not k.startswith((*LEFT_OUT, CORPUS))} for one in read]
+    keep = [{k: v for k, v in one.items() if not k.startswith((*LEFT_OUT, *CORPUS))} for one in read]
     devices = [{k: one[k] for k in one if k in ("trainer.devices", "trainer.num_nodes")} for one in read]
     return keep[0] | devices[0], keep[1] | devices[1]
 

@@ -28,7 +28,7 @@ def model(tokenizer, seed=0):
 
 def written_after(gpt, tokens, **sampling):
     """The bytes that follow `tokens`, up to the end of the document."""
-    steps = generate_tokens(gpt, [tokens], SamplingConfig(**{**GREEDY, **sampling}), EOT)
+    steps = generate_tokens(gpt, [tokens], SamplingConfig(**{**GREEDY, **sampling}), (EOT,))
     return TOKENIZER.decode([token for (token,) in steps if token is not None and token < EOT])
 
 

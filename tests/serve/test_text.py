@@ -15,7 +15,8 @@ from gpt_lightning.data.tokenizer import Tokenizer
 from gpt_lightning.model.gpt import GPT, GPTConfig
 from gpt_lightning.model.sampling import SamplingConfig, generate_tokens
 from gpt_lightning.serve.decoder import TextDecoder
-from gpt_lightning.serve.text import TextGenerator, _parser, load
+from gpt_lightning.serve.generate import _parser
+from gpt_lightning.serve.text import TextGenerator, load
 from tests.packing import needs_packing
 
 TOKENIZER = Tokenizer.bytes_only()  # every byte its own token, so characters and stop strings are spread over several

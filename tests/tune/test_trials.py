@@ -97,7 +97,7 @@ class OneBatchIsNaN(Callback):
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         if batch_idx == 0:
-            pl_module.total_nats.update(torch.tensor(float("nan")))
+            pl_module.scores.nats.update(torch.tensor(float("nan")))
 
 
 def test_a_validation_loss_with_one_number_missing_is_missing_and_not_the_mean_of_the_others(folder):

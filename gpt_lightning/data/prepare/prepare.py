@@ -7,9 +7,6 @@ Done once per source and settings: a corpus that is there already is opened and 
 same one at the same time wait for the first. The result depends on nothing but the text and the settings.
 """
 
-import hashlib
-import json
-import re
 import shutil
 import sys
 import time
@@ -21,11 +18,11 @@ import numpy as np
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from gpt_lightning.data.corpus import SPLITS, Corpus, open_corpus, read_manifest, verify
+from gpt_lightning.data.markers import FIM_MARKERS
 from gpt_lightning.data.prepare import near_copies
 from gpt_lightning.data.prepare.encode import Splitter, encode_splits, n_cores, train_tokenizer
 from gpt_lightning.data.prepare.sources import Source, open_source
-from gpt_lightning.data.prepare.writer import SplitWriter, locked, token_dtype, write_manifest
-from gpt_lightning.data.stored_tokenizer import FIM_MARKERS
+from gpt_lightning.data.prepare.writer import SplitWriter, folder_name, locked, token_dtype, write_manifest
 from gpt_lightning.data.tokenizer import SMALLEST_VOCABULARY, Tokenizer
 from gpt_lightning.files import new_folder
 from gpt_lightning.terminal import progress
@@ -110,10 +107,7 @@ def default_output(source: str, config: PrepareConfig, root: Path | str) -> Path
     So other settings, another Python (stdlib) or an edited text get a folder of their own, and old runs keep theirs.
     """
     opened = open_source(source, config.glob, config.text_field)
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", opened.name).strip("-").lower()[:40] or "corpus"
-    identity = _identity(opened, config, _fixed_tokenizer(config))
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return Path(root) / f"{slug}-{digest[:8]}"
+    return Path(root) / folder_name(opened.name, _identity(opened, config, _fixed_tokenizer(config)))
 
 
 def _write_splits(

@@ -178,8 +178,8 @@ def _open_folder(root: Path, glob: str, text_field: str) -> Source:
     return replace(source, n_bytes=None) if any(map(_is_jsonl, paths)) else source
 
 
-def _hugging_face_rows(spec: str) -> Iterator[Any]:
-    """Rows of the `train` split, streamed, so that neither disk nor memory has to hold the set."""
+def hugging_face_rows(spec: str, split: str = "train") -> Iterator[Any]:
+    """Rows of a split, streamed, so that neither disk nor memory has to hold the set."""
     try:
         import datasets
     except ImportError:
@@ -189,7 +189,7 @@ def _hugging_face_rows(spec: str) -> Iterator[Any]:
         name, config = spec.rsplit("/", 1)
     datasets.disable_progress_bars()
     try:
-        yield from datasets.load_dataset(name, config, split="train", streaming=True)
+        yield from datasets.load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # the hub's errors share no base class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot read hf:{spec}: {reason} (is the name right, is there a network?)") from None
@@ -199,7 +199,7 @@ def _open_hugging_face(spec: str, text_field: str) -> Source:
     local = Path(spec)
 
     def read(keep: Keep) -> Iterator[Document]:
-        for number, row in enumerate(_hugging_face_rows(spec)):
+        for number, row in enumerate(hugging_face_rows(spec)):
             document = f"{local.name}:{number}"
             if keep(document) and (text := _text_field(row, text_field, f"hf:{spec} row {number}")):
                 yield document, text

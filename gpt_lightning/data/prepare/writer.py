@@ -6,9 +6,11 @@ kill -9 leaves at most the hidden folder, and the next call removes that (files.
 """
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,13 @@ class SplitWriter:
         if self._open is not None:
             self.shards[-1]["bin_sha256"], self.shards[-1]["idx_sha256"] = (file.close() for file in self._open)
             self._open = None
+
+
+def folder_name(source: str, identity: Mapping[str, Any]) -> str:
+    """NAME-DIGITS of a corpus prepared on first use; the digits cover all that decides it."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", source).strip("-").lower()[:40] or "corpus"
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f"{slug}-{digest[:8]}"
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

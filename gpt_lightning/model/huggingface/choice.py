@@ -63,6 +63,7 @@ def family_named(model_type: Any) -> Family:
 def _structure(config: GPTConfig) -> dict[str, Any]:
     """The options that families differ in; what is the same function is spelled the same."""
     names = ["positions", "norm", "norm_place", "qk_norm", "mlp", "parallel", "logit_softcap", "value_residual", "bias"]
+    names += ["n_labels"]
     banded = any(width is not None and width < config.context_length for width in config.band_widths())
     kinds = config.attention_kinds() if banded else ["dense"]
     n_kv_heads = None if config.n_kv_heads == config.n_heads else config.n_kv_heads

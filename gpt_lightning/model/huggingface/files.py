@@ -8,14 +8,29 @@ import torch
 from torch import Tensor
 
 EOT = "<|endoftext|>"
+END = "<|end|>"
+CHAT_TEMPLATE = (  # the ids of data/examples/encode.py: no text and no line end between a marker and what is said
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{{ '<|assistant|>' }}{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 
 
 def special_ids(eot_id: int) -> dict[str, int]:
     return {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id}
 
 
-def tokenizer_config(context_length: int) -> dict[str, Any]:
-    return {
+def end_id(tokenizer_json: str) -> int | None:
+    """The id that ends a turn, where the tokenizer has the markers of a chat."""
+    ids = {token["content"]: int(token["id"]) for token in json.loads(tokenizer_json).get("added_tokens") or []}
+    return ids.get(END) if {"<|user|>", "<|assistant|>"} <= ids.keys() else None
+
+
+def tokenizer_config(context_length: int, is_chat: bool) -> dict[str, Any]:
+    return ({"chat_template": CHAT_TEMPLATE} if is_chat else {}) | {
         "tokenizer_class": "PreTrainedTokenizerFast",  # what transformers 4 and 5 both know
         "bos_token": EOT,
         "eos_token": EOT,

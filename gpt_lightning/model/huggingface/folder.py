@@ -75,8 +75,11 @@ def export_gpt(gpt: GPT, tokenizer_json_path: str | Path, folder: str | Path) ->
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     with new_folder(folder) as partial:
         files.write_json(partial / "config.json", settings | {"dtype": dtype, "torch_dtype": dtype})
-        files.write_json(partial / "generation_config.json", special_ids)
-        files.write_json(partial / "tokenizer_config.json", files.tokenizer_config(config.context_length))
+        end = files.end_id(tokenizer_json)
+        stops = {} if end is None else {"eos_token_id": [end, special_ids["eos_token_id"]]}
+        files.write_json(partial / "generation_config.json", special_ids | stops)
+        tokenizer_config = files.tokenizer_config(config.context_length, is_chat=end is not None)
+        files.write_json(partial / "tokenizer_config.json", tokenizer_config)
         (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
     key, usual = family.activation

@@ -12,6 +12,7 @@ from typing import Any
 from gpt_lightning.data.batches import micro_step_tokens
 from gpt_lightning.data.corpus import Corpus
 from gpt_lightning.data.duplication import duplication
+from gpt_lightning.data.examples.packed import joined
 from gpt_lightning.data.mixture import as_mixture, open_mixture
 from gpt_lightning.data.shards import Split
 from gpt_lightning.model.config import GPTConfig
@@ -78,12 +79,16 @@ def identity(stack: Stack, options: SuggestOptions) -> dict[str, Any]:
 
 
 def _corpora(stack: Stack) -> list[Corpus]:
-    return open_mixture(as_mixture(stack["data.corpus"]), stack.settings("data.prepare"), stack["data.corpora_dir"])
+    corpora = open_mixture(as_mixture(stack["data.corpus"]), stack.reading())
+    if any(corpus.examples for corpus in corpora):
+        raise ValueError("tune suggest knows laws of pre-training, and data.corpus are examples; take tune lr")
+    return corpora
 
 
 def corpus_facts(corpora: Sequence[Corpus]) -> dict[str, Any]:
     """Size and duplication of what is trained on."""
-    split = Split(tuple(shard for corpus in corpora for shard in corpus.split("train").shards))
+    split = joined([corpus.split("train") for corpus in corpora])
+    assert isinstance(split, Split)
     twice = duplication(split)
     return {
         "paths": [str(corpus.path) for corpus in corpora],

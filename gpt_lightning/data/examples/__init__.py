@@ -1,0 +1,1 @@
+"""Files of examples in, packed corpus out: what fine-tuning trains on."""
