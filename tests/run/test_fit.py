@@ -28,7 +28,7 @@ def test_scores_are_those_of_the_saved_weights_over_the_whole_validation_text(fo
     corpus = build({"data.corpus": "text.txt", "run_dir": "other"}).data
     text = b"".join(text_of(corpus.fixed_split("val"), corpus.tokenizer, skip=1))
     split = corpus.corpora[0].split("val")
-    tokens = torch.from_numpy(split.windows([0], split.n_tokens - 1)[0].astype("int64"))
+    tokens = torch.from_numpy(split.windows([0], split.n_tokens - 1).rows[0].astype("int64"))
     nats = 0.0  # by hand: window by window, plain cross entropy
     for start in range(0, len(tokens) - 1, 16):
         window = tokens[start : start + 17]
