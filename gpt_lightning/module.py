@@ -33,7 +33,7 @@ from gpt_lightning.optim.config import OptimConfig, with_decay_as_number
 from gpt_lightning.optim.groups import gradient_norm, number_by_model
 from gpt_lightning.optim.optimizer import TokenSchedule, build_optimizer
 from gpt_lightning.optim.schedules import ScheduleConfig, lr_multiplier
-from gpt_lightning.scores import Scores
+from gpt_lightning.scores import Scores, TextBytes, labelled
 
 Batch = tuple[Tensor, ...]  # tokens, targets and, with a document mask, positions: (B, T) int64 each
 
@@ -79,7 +79,7 @@ class GPTModule(LightningModule):
         self.step = StepMean()
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self.skipped_steps: Tensor | None = None  # in a row, for gradients that were not finite
-        self.token_bytes: Tensor | None = None  # (V,) bytes of text per token, where there is a tokenizer
+        self.text_bytes = TextBytes(None)  # of targets, once the data are known
         self.scores = Scores(gpt.n_labels)
 
     def configure_model(self) -> None:
@@ -94,7 +94,7 @@ class GPTModule(LightningModule):
             self.gpt.compile_blocks()
 
     def setup(self, stage: str) -> None:
-        self.token_bytes = getattr(self._data, "token_bytes", None)
+        self.text_bytes = TextBytes(getattr(self._data, "token_bytes", None))
         self.scores.set_dtype(self.device)
         self.scores.negative = getattr(self._data, "negative", None)
 
@@ -114,20 +114,26 @@ class GPTModule(LightningModule):
         self.tokens_seen += tokens.numel() * self.trainer.world_size
         progress = min(self._tokens_before_step / self.max_tokens, 1.0)
         loss, count = self.loss(MicroStep(hidden, self._net.readout, tokens, targets, progress, *positions))
-        return self.step.add(loss, count, self._text_bytes(targets), targets.numel())
+        return self.step.add(loss, count, self.text_bytes(targets), targets.numel())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         (hidden, nats), targets = self._hidden_and_nats(batch), batch[1]
-        self.scores.update(nats, targets, self._text_bytes(targets))
+        self.scores.update(nats, targets, self.text_bytes(targets))
         if self.gpt_config.n_labels:
-            counted = targets != IGNORED
-            self.scores.update_labels(self._net.logits(hidden[counted]).argmax(-1), targets[counted])
+            _, labels, logits = labelled(self._net, hidden, targets)
+            self.scores.update_labels(logits.argmax(-1), labels)
 
     test_step = validation_step
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean loss of each sequence in nats per token, (B,); NaN for one that is all padding."""
-        _, nats = self._hidden_and_nats(batch)
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Mean loss of each sequence in nats per token, (B,); NaN for one that is all padding.
+
+        Where targets are labels, of each example its row in the batch, its label, and the probabilities of all labels.
+        """
+        hidden, nats = self._hidden_and_nats(batch)
+        if self.gpt_config.n_labels:
+            rows, labels, logits = labelled(self._net, hidden, batch[1])
+            return rows, labels, logits.float().softmax(-1)
         return nats.sum(1) / (batch[1] != IGNORED).sum(1)
 
     def on_validation_epoch_end(self) -> None:
@@ -236,13 +242,6 @@ class GPTModule(LightningModule):
     def _trained_facts(self) -> dict[str, Facts]:
         trained = {name for name, p in self._net.named_parameters() if p.requires_grad}
         return {name: facts for name, facts in self._net.facts().items() if name in trained}
-
-    def _text_bytes(self, targets: Tensor) -> Tensor:
-        """Bytes of text of the targets that are not -100; 0 without a tokenizer."""
-        if self.token_bytes is None:
-            return torch.zeros((), device=targets.device)
-        self.token_bytes = self.token_bytes.to(targets.device)
-        return (self.token_bytes[targets.clamp(min=0)] * (targets != IGNORED)).sum()
 
     def _log_scores(self, split: str) -> None:
         scores = {f"{split}/{name}": value for name, value in self.scores.compute().items()}

@@ -12,7 +12,30 @@ from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from gpt_lightning.model.cross_entropy import IGNORED
+from gpt_lightning.model.gpt import GPT
 from gpt_lightning.model.step_mean import sum_dtype
+
+
+class TextBytes:
+    """How many bytes of text targets are. token_bytes: (V,), of each id; None: not known, and counted as 0."""
+
+    def __init__(self, token_bytes: Tensor | None):
+        self._token_bytes = token_bytes
+
+    def __call__(self, targets: Int[Tensor, "batch time"]) -> Tensor:
+        """The sum over targets that are not -100."""
+        if self._token_bytes is None:
+            return torch.zeros((), device=targets.device)
+        self._token_bytes = self._token_bytes.to(targets.device)
+        return (self._token_bytes[targets.clamp(min=0)] * (targets != IGNORED)).sum()
+
+
+def labelled(
+    gpt: GPT, hidden: Float[Tensor, "batch time d_model"], targets: Int[Tensor, "batch time"]
+) -> tuple[Int[Tensor, " examples"], Int[Tensor, " examples"], Float[Tensor, "examples labels"]]:
+    """Of each example in a batch its row, its label, and the logits of all labels where the label is due."""
+    rows, places = (targets != IGNORED).nonzero(as_tuple=True)
+    return rows, targets[rows, places], gpt.logits(hidden[rows, places])
 
 
 class Scores(nn.Module):

@@ -23,7 +23,7 @@ import numpy as np
 
 from gpt_lightning.data import digests, formats
 from gpt_lightning.data.characters import AnyTokenizer, read_tokenizer
-from gpt_lightning.data.examples.packed import SUFFIXES, AnySplit, PackedShard, PackedSplit, open_packed
+from gpt_lightning.data.examples.packed import SUFFIXES, WHERE, AnySplit, PackedShard, PackedSplit, open_packed
 from gpt_lightning.data.nanogpt_meta import read_meta
 from gpt_lightning.data.prepare.writer import FORMAT, VERSION
 from gpt_lightning.data.shards import Shard, Split, map_file
@@ -114,7 +114,7 @@ def _open_tokenizer(path: Path, manifest: dict[str, Any]) -> Tokenizer:
 
 def _suffixes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     """The files of a shard."""
-    return tuple(SUFFIXES) if "examples" in manifest else ("bin", "idx")
+    return (*SUFFIXES, WHERE) if "examples" in manifest else ("bin", "idx")
 
 
 def _open_splits(path: Path, manifest: Mapping[str, Any], dtype: np.dtype, vocab_size: int) -> dict[str, AnySplit]:

@@ -5,7 +5,6 @@ and summary.json beside what the callbacks write.
 """
 
 import contextlib
-import math
 import signal
 import sys
 import time
@@ -13,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -25,6 +23,7 @@ from gpt_lightning.checkpoint import find_checkpoint
 from gpt_lightning.data.compression import compression
 from gpt_lightning.run.build import Run, build, check, is_rank_zero, supported_precision
 from gpt_lightning.run.folder import RunDir
+from gpt_lightning.run.predictions import write_predictions
 from gpt_lightning.run.stack import Stack, read_stack
 from gpt_lightning.run.summary import next_commands, print_scores, print_start, print_summary, summarise
 from gpt_lightning.terminal import quiet, say
@@ -158,24 +157,7 @@ def _evaluate(run: Run, folder: RunDir, verb: str) -> dict[str, Any]:
         print_scores(scores, checkpoint, yardsticks)
         return scores
     batches = run.trainer.predict(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
-    losses = torch.cat(list(batches))  # type: ignore[arg-type]
-    ranks = _of_all_ranks(losses, run.trainer)
-    in_order = torch.stack(ranks, 1).flatten().tolist()  # rank r had every n-th sequence from r on (data/batches.py)
-    rows = [f"{i},{loss}" for i, loss in enumerate(in_order) if not math.isnan(loss)]
-    if run.trainer.is_global_zero:
-        folder.write_text("predictions.csv", "\n".join(["sequence,loss", *rows]) + "\n")
-        say(f"loss of {len(rows)} sequences, in nats per token: {folder / 'predictions.csv'}")
-    return {"predictions": str(folder / "predictions.csv"), "n_sequences": len(rows)}
-
-
-def _of_all_ranks(values: torch.Tensor, trainer: Trainer) -> list[torch.Tensor]:
-    """A tensor as each rank has it; of one shape on all of them."""
-    values = values.to(trainer.strategy.root_device)
-    ranks = [torch.empty_like(values) for _ in range(trainer.world_size)]
-    if len(ranks) == 1:
-        return [values]
-    torch.distributed.all_gather(ranks, values)
-    return ranks
+    return write_predictions(run, list(batches or []), folder)
 
 
 def fit_main(arguments: list[str], about: str = "") -> int:

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -265,6 +266,25 @@ def test_a_label_does_not_depend_on_what_else_is_in_the_batch():
         begin = place - int(positions[row, place])
         alone = gpt(tokens[row : row + 1, begin : place + 1])[0, -1]
         torch.testing.assert_close(gpt.logits(hidden[row, place]), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_predictions_name_each_example_and_are_those_of_its_text_alone(capsys):
+    result = fit(LABELS)
+    assert main(["predict", "--config", "tuned/config.yaml"]) == 0
+    table = pandas.read_csv("tuned/predictions.csv")
+    assert table.columns.tolist() == ["example", "label", "predicted", "p(no)", "p(perhaps)", "p(yes)"]
+    lines = Path("labels.jsonl").read_text().splitlines()
+    gpt, tokenizer = load_gpt("tuned"), Tokenizer.bytes_only()
+    for _, row in table.iterrows():
+        asked = json.loads(lines[int(row["example"].removeprefix("labels.jsonl line ")) - 1])
+        assert asked["label"] == row["label"]
+        logits = gpt(torch.tensor([[*tokenizer.encode(asked["text"]), tokenizer.eot_id]]))[0, -1]
+        shares = torch.tensor(row[["p(no)", "p(perhaps)", "p(yes)"]].tolist())
+        torch.testing.assert_close(logits.softmax(-1), shares, atol=2e-6, rtol=0)
+        assert row["predicted"] == ["no", "perhaps", "yes"][int(logits.argmax())]
+    right = table["label"] == table["predicted"]
+    assert right.mean() == pytest.approx(result["val/accuracy"]) and Path("tuned/confusion.png").stat().st_size > 5_000
+    assert f"{right.sum()} of {len(table)} labels are right" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,12 @@ from gpt_lightning.data.tokenizer import Tokenizer
 
 
 class Encoded(NamedTuple):
-    """ids: uint32 [n]. is_target: bool [n]. is_cut: whether something of the question is missing."""
+    """ids: uint32 [n]. is_target: bool [n]. is_cut: whether some of the question is missing. where: file and row."""
 
     ids: np.ndarray
     is_target: np.ndarray
     is_cut: bool
+    where: str = ""
 
 
 @dataclass
@@ -54,7 +55,7 @@ def encode_example(
         room = n_tokens - 1 - len(pieces[0])
         pieces[0].text = pieces[0].text[: len(pieces[0].text) + min(room, 0)]
         pieces.append(_Piece([], [label_ids[example.label]], [], True, False))
-        return _joined(pieces, room < 0) if n_tokens > 2 else None
+        return _joined(pieces, room < 0, example.where) if n_tokens > 2 else None
     pieces, n_dropped = _without_oldest(pieces, n_tokens)
     excess = sum(map(len, pieces)) - n_tokens
     if excess > 0:
@@ -62,7 +63,7 @@ def encode_example(
         if pieces[asked].is_kept or len(pieces[asked].text) <= excess:
             return None
         pieces[asked].text = pieces[asked].text[excess:]
-    return _joined(pieces, n_dropped > 0 or excess > 0)
+    return _joined(pieces, n_dropped > 0 or excess > 0, example.where)
 
 
 def chat_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, n_tokens: int) -> list[int]:
@@ -80,7 +81,7 @@ def chat_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, n_t
     pieces = [_piece(turn, tokenizer) for turn in example.turns]
     pieces[-1].text, pieces[-1].after = [], []
     pieces, _ = _without_oldest(pieces, n_tokens)
-    ids = _joined(pieces, False).ids.tolist()
+    ids = _joined(pieces, False, example.where).ids.tolist()
     if len(ids) > n_tokens:
         raise ValueError(f"the question has {len(ids)} tokens, more than fit into {n_tokens}; shorten it")
     return ids
@@ -110,10 +111,10 @@ def _without_oldest(pieces: Sequence[_Piece], n_tokens: int) -> tuple[list[_Piec
     return [*kept, *rest[starts[-1] :]], starts[-1]
 
 
-def _joined(pieces: Sequence[_Piece], is_cut: bool) -> Encoded:
+def _joined(pieces: Sequence[_Piece], is_cut: bool, where: str) -> Encoded:
     ids: list[int] = []
     is_target: list[bool] = []
     for piece in pieces:
         ids += [*piece.before, *piece.text, *piece.after]
         is_target += [False] * len(piece.before) + [piece.is_answer] * (len(piece.text) + len(piece.after))
-    return Encoded(np.array(ids, dtype=np.uint32), np.array(is_target, dtype=bool), is_cut)
+    return Encoded(np.array(ids, dtype=np.uint32), np.array(is_target, dtype=bool), is_cut, where)

@@ -5,6 +5,7 @@
     tokens      <user> hi <end> <bot> hey <end>  <user> ...     ids, uint16 or uint32; padding is <|endoftext|>
     targets       -100 -100 -100  hey <end> -100   -100 ...     int32: the id to predict, a label's number, or -100
     positions        0    1    2    3    4    5      0 ...      uint32: of each token in its own example
+    where       a line per example, in the order of the rows: the file and row that it is from
 
 A split of them is read as one of text is (data/shards.py): windows are the rows, in training as in validation.
 """
@@ -18,16 +19,21 @@ import numpy as np
 from gpt_lightning.data.shards import IGNORED_TARGET, Split, Windows, map_file
 
 SUFFIXES = {"bin": None, "targets": "<i4", "positions": "<u4"}  # of the ids: as the manifest says
+WHERE = "where"
 
 
 @dataclass(frozen=True)
 class PackedShard:
-    """tokens, targets, positions: [n_rows * context_length] each. n_documents: examples. n_bytes: of all text."""
+    """tokens, targets, positions: [n_rows * context_length] each. where: the file that names the examples.
+
+    n_documents: examples. n_bytes: of all text.
+    """
 
     name: str
     tokens: np.ndarray
     targets: np.ndarray
     positions: np.ndarray
+    where: Path
     n_documents: int
     n_bytes: int
 
@@ -66,6 +72,10 @@ class PackedSplit:
         return self.n_tokens // self.row_tokens
 
     n_validation_windows = n_windows
+
+    def names(self) -> list[str]:
+        """File and row of every example, in the order of the rows."""
+        return [line for shard in self.shards for line in shard.where.read_text(encoding="utf-8").splitlines()]
 
     def windows(self, indices: Sequence[int] | np.ndarray, context_length: int) -> Windows:
         """The rows with these numbers; one past the last is all padding."""
@@ -114,5 +124,11 @@ def open_packed(path: Path, entry: dict[str, int | str], dtype: np.dtype) -> Pac
         parts.append(map_file(file, kept))
     tokens, targets, positions = parts
     return PackedShard(
-        str(entry["name"]), tokens, targets, positions, int(entry["documents"]), int(entry["text_bytes"])
+        str(entry["name"]),
+        tokens,
+        targets,
+        positions,
+        path / f"{entry['name']}.{WHERE}",
+        int(entry["documents"]),
+        int(entry["text_bytes"]),
     )

@@ -18,6 +18,7 @@ from gpt_lightning import files
 from gpt_lightning.data.corpus import SPLITS, Corpus, open_corpus, read_manifest
 from gpt_lightning.data.examples.encode import Encoded, encode_example
 from gpt_lightning.data.examples.kinds import WITH_LABELS, Example, ExamplesConfig, to_example
+from gpt_lightning.data.examples.packed import WHERE
 from gpt_lightning.data.examples.packing import pack
 from gpt_lightning.data.examples.read import read_rows
 from gpt_lightning.data.prepare.encode import Splitter
@@ -170,10 +171,9 @@ def _encoded(
         yield made
 
 
-def _arrays(encoded: Sequence[Encoded], packing: Packing) -> Arrays:
+def _arrays(encoded: Sequence[Encoded], rows: Sequence[Sequence[int]], packing: Packing) -> Arrays:
     """Rows: of an example its ids but the last, for each what follows if that is to be predicted, and positions."""
     T = packing.context_length
-    rows = pack([len(each.ids) - 1 for each in encoded], T)
     tokens = np.full((len(rows), T), packing.tokenizer.eot_id, dtype=token_dtype(packing.tokenizer.vocab_size))
     targets = np.full((len(rows), T), IGNORED_TARGET, dtype="<i4")
     positions = np.zeros((len(rows), T), dtype="<u4")
@@ -191,11 +191,13 @@ def _arrays(encoded: Sequence[Encoded], packing: Packing) -> Arrays:
 
 def _write(folder: Path, split: str, encoded: Sequence[Encoded], packing: Packing) -> dict[str, Any]:
     """The files of a split, and their entry in the manifest."""
-    arrays, name = _arrays(encoded, packing), f"{split}-00000"
+    rows, name = pack([len(each.ids) - 1 for each in encoded], packing.context_length), f"{split}-00000"
+    arrays = _arrays(encoded, rows, packing)
+    where = "".join(encoded[i].where.replace("\n", " ") + "\n" for row in rows for i in row)
     digests = {}
-    for suffix, array in arrays.items():
+    for suffix, data in {**{key: array.data for key, array in arrays.items()}, WHERE: where.encode()}.items():
         with files.replacing(folder / f"{name}.{suffix}") as file:
-            file.write(array.data)
+            file.write(data)
             digests[f"{suffix}_sha256"] = file.sha256
     tokens, has_labels = arrays["bin"], packing.config.kind in WITH_LABELS
     n_bytes = sum(int(packing.tokenizer.token_bytes[one.ids[: -1 if has_labels else None]].sum()) for one in encoded)
