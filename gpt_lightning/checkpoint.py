@@ -139,8 +139,7 @@ def checkpoint_digest(path: str | Path) -> str:
 
 def find_tokenizer(path: str | Path) -> Path:
     """The tokenizer.json of the run that `path`, a run folder or one of its checkpoints, belongs to."""
-    find_checkpoint(path)
-    return tokenizer_beside(path)
+    return tokenizer_beside(find_checkpoint(path))
 
 
 def gpt_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:

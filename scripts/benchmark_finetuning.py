@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt_lightning.data.examples.encode import Encoded, encode_example
+from gpt_lightning.data.examples.encode import Encoded, encode_example, fill
 from gpt_lightning.data.examples.kinds import ExamplesConfig, to_example
 from gpt_lightning.data.examples.packing import pack
 from gpt_lightning.data.examples.read import Row
@@ -65,18 +65,8 @@ def encoded() -> list[Encoded]:
 
 def rows(examples: Sequence[Encoded], groups: Sequence[Sequence[int]], width: int) -> Batch:
     """A batch whose rows hold these examples, each by itself."""
-    tokens, positions = (np.zeros((len(groups), width), dtype=np.int64) for _ in range(2))
-    targets = np.full((len(groups), width), IGNORED_TARGET, dtype=np.int64)
-    for row, group in enumerate(groups):
-        start = 0
-        for one in (examples[i] for i in group):
-            end = start + len(one.ids) - 1
-            tokens[row, start:end] = one.ids[:-1]
-            targets[row, start:end] = np.where(one.is_target[1:], one.ids[1:].astype(np.int64), IGNORED_TARGET)
-            positions[row, start:end] = np.arange(end - start)
-            start = end
-        positions[row, start:] = np.arange(width - start)
-    return torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(positions)
+    tokens, targets, positions = map(torch.from_numpy, fill(examples, groups, width, 0))
+    return tokens, targets, positions
 
 
 def endless(make: Callable[[Sequence[int]], Batch], n: int) -> Iterator[Batch]:

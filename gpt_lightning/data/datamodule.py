@@ -79,8 +79,9 @@ class CorpusDataModule(LightningDataModule):
         base: str | None = None,
     ) -> None:
         super().__init__()
-        if context_length < 1 or micro_batch_size < 1:
-            raise ValueError(f"{context_length=}, {micro_batch_size=}; expected at least 1")
+        for name, value in (("context_length", context_length), ("micro_batch_size", micro_batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
         for name, share in (("fim_rate", fim_rate), ("fim_spm_rate", fim_spm_rate)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share}; expected a share from 0 to 1")

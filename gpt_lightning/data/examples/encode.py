@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt_lightning.data.examples.kinds import EOT, Example, ExamplesConfig, Turn, to_example
+from gpt_lightning.data.examples.kinds import Example, ExamplesConfig, Turn, to_example
 from gpt_lightning.data.examples.read import Row
 from gpt_lightning.data.markers import CHAT_MARKERS
-from gpt_lightning.data.tokenizer import Tokenizer
+from gpt_lightning.data.shards import IGNORED_TARGET
+from gpt_lightning.data.tokenizer import EOT, Tokenizer
 
 
 class Encoded(NamedTuple):
@@ -26,7 +27,7 @@ class Encoded(NamedTuple):
     ids: np.ndarray
     is_target: np.ndarray
     is_cut: bool
-    where: str = ""
+    where: str
 
 
 @dataclass
@@ -66,6 +67,28 @@ def encode_example(
     return _joined(pieces, n_dropped > 0 or excess > 0, example.where)
 
 
+def fill(
+    encoded: Sequence[Encoded], rows: Sequence[Sequence[int]], n_tokens: int, padding_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of `n_tokens` that hold these examples: tokens, targets and positions, int64 [n_rows, n_tokens] each.
+
+    Of an example its ids but the last, for each what follows if that is to be predicted, and where it stands in it.
+    """
+    shape = (len(rows), n_tokens)
+    tokens, targets = np.full(shape, padding_id, dtype=np.int64), np.full(shape, IGNORED_TARGET, dtype=np.int64)
+    positions = np.zeros(shape, dtype=np.int64)
+    for number, row in enumerate(rows):
+        start = 0
+        for each in (encoded[i] for i in row):
+            end = start + len(each.ids) - 1
+            tokens[number, start:end] = each.ids[:-1]
+            targets[number, start:end] = np.where(each.is_target[1:], each.ids[1:].astype(np.int64), IGNORED_TARGET)
+            positions[number, start:end] = np.arange(end - start)
+            start = end
+        positions[number, start:] = np.arange(n_tokens - start)
+    return tokens, targets, positions
+
+
 def chat_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, n_tokens: int) -> list[int]:
     """What the assistant's next answer follows on, in at most `n_tokens` ids: the oldest turns go, as in training.
 
@@ -88,11 +111,11 @@ def chat_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, n_t
 
 
 def _piece(turn: Turn, tokenizer: Tokenizer) -> _Piece:
-    before, after = ([] if name is None else [marker_id(name, tokenizer)] for name in (turn.before, turn.after))
+    before, after = ([] if name is None else [_marker_id(name, tokenizer)] for name in (turn.before, turn.after))
     return _Piece(before, tokenizer.encode(turn.text), after, turn.is_answer, turn.is_kept)
 
 
-def marker_id(name: str, tokenizer: Tokenizer) -> int:
+def _marker_id(name: str, tokenizer: Tokenizer) -> int:
     """The id of `<|endoftext|>` or of a chat marker."""
     if name == EOT:
         return tokenizer.eot_id

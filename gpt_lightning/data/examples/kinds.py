@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from gpt_lightning.data.examples.read import Row
 from gpt_lightning.data.markers import CHAT_MARKERS
+from gpt_lightning.data.tokenizer import EOT
 
 SYSTEM, USER, ASSISTANT, END = CHAT_MARKERS
-EOT = "<|endoftext|>"
 ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 Kind = Literal["chat", "completion", "classification", "relation", "translation"]
 WITH_LABELS = ("classification", "relation")

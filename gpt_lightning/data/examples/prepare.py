@@ -12,11 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gpt_lightning import files
 from gpt_lightning.data.corpus import SPLITS, Corpus, open_corpus, read_manifest
-from gpt_lightning.data.examples.encode import Encoded, encode_example
+from gpt_lightning.data.examples.encode import Encoded, encode_example, fill
 from gpt_lightning.data.examples.kinds import WITH_LABELS, Example, ExamplesConfig, to_example
 from gpt_lightning.data.examples.packed import WHERE
 from gpt_lightning.data.examples.packing import pack
@@ -24,11 +22,9 @@ from gpt_lightning.data.examples.read import read_rows
 from gpt_lightning.data.prepare.encode import Splitter
 from gpt_lightning.data.prepare.sources import Source
 from gpt_lightning.data.prepare.writer import folder_name, locked, token_dtype, write_manifest
-from gpt_lightning.data.shards import IGNORED_TARGET
 from gpt_lightning.data.tokenizer import Tokenizer
 
 NAMED = 3  # rows of those that are cut or left out
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -171,35 +167,19 @@ def _encoded(
         yield made
 
 
-def _arrays(encoded: Sequence[Encoded], rows: Sequence[Sequence[int]], packing: Packing) -> Arrays:
-    """Rows: of an example its ids but the last, for each what follows if that is to be predicted, and positions."""
-    T = packing.context_length
-    tokens = np.full((len(rows), T), packing.tokenizer.eot_id, dtype=token_dtype(packing.tokenizer.vocab_size))
-    targets = np.full((len(rows), T), IGNORED_TARGET, dtype="<i4")
-    positions = np.zeros((len(rows), T), dtype="<u4")
-    for number, row in enumerate(rows):
-        start = 0
-        for each in (encoded[i] for i in row):
-            end = start + len(each.ids) - 1
-            tokens[number, start:end] = each.ids[:-1]
-            targets[number, start:end] = np.where(each.is_target[1:], each.ids[1:].astype(np.int64), IGNORED_TARGET)
-            positions[number, start:end] = np.arange(end - start)
-            start = end
-        positions[number, start:] = np.arange(T - start)
-    return {"bin": tokens, "targets": targets, "positions": positions}
-
-
 def _write(folder: Path, split: str, encoded: Sequence[Encoded], packing: Packing) -> dict[str, Any]:
     """The files of a split, and their entry in the manifest."""
     rows, name = pack([len(each.ids) - 1 for each in encoded], packing.context_length), f"{split}-00000"
-    arrays = _arrays(encoded, rows, packing)
+    tokens, targets, positions = fill(encoded, rows, packing.context_length, packing.tokenizer.eot_id)
+    arrays = {"bin": tokens.astype(token_dtype(packing.tokenizer.vocab_size))}
+    arrays |= {"targets": targets.astype("<i4"), "positions": positions.astype("<u4")}
     where = "".join(encoded[i].where.replace("\n", " ") + "\n" for row in rows for i in row)
     digests = {}
     for suffix, data in {**{key: array.data for key, array in arrays.items()}, WHERE: where.encode()}.items():
         with files.replacing(folder / f"{name}.{suffix}") as file:
             file.write(data)
             digests[f"{suffix}_sha256"] = file.sha256
-    tokens, has_labels = arrays["bin"], packing.config.kind in WITH_LABELS
+    has_labels = packing.config.kind in WITH_LABELS
     n_bytes = sum(int(packing.tokenizer.token_bytes[one.ids[: -1 if has_labels else None]].sum()) for one in encoded)
     counts = {"tokens": tokens.size, "documents": len(encoded), "text_bytes": n_bytes, "max_id": int(tokens.max())}
     return {"name": name, "split": split, **counts, **digests}

@@ -18,7 +18,6 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,5 +129,5 @@ def _pairs(sources: Path, targets: Path) -> Iterator[Row]:
     first, second = _lines(sources), _lines(targets)
     if len(first) != len(second):
         raise ValueError(f"{sources} has {len(first)} lines, {targets} {len(second)}; expected as many in both")
-    for number, (source, target) in enumerate(zip_longest(first, second), start=1):
+    for number, (source, target) in enumerate(zip(first, second, strict=True), start=1):
         yield Row(f"{sources} line {number}", {"source": source, "target": target})
